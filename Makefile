@@ -1,0 +1,40 @@
+# install: .venv with the command in it; quickstart: the whole recipe on handwritten digits; test: lint, then all rings.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: install quickstart test test-unit lint format
+
+install: $(STAMP)
+
+# DeepSpeed is built without isolation, so that it sees the torch that is installed and pulls no other; its CPU
+# communication op is compiled once here (a minute), not in the first training stage.
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q -c constraints.txt pip setuptools wheel packaging ninja py-cpuinfo psutil numpy pydantic
+	$(BIN)/python -m pip install -q -c constraints.txt torch
+	DS_BUILD_OPS=0 $(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation deepspeed
+	$(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation -e ".[dev,quickstart]"
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m modeling.warm
+	touch $@
+
+quickstart: install
+	$(BIN)/python experiments/digits.py --output runs/digits --seed 0
+	$(BIN)/stageline run experiments/quickstart.yaml
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+format: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+test-unit: install
+	$(BIN)/python -m pytest tests/unit
+
+test: lint
+	$(BIN)/python -m pytest tests/unit
+	$(BIN)/python -m pytest tests/cluster tests/gpu

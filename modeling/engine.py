@@ -1,0 +1,171 @@
+"""The only file that knows DeepSpeed: one optimizer step over micro-batches, and the fragments this rank owns.
+
+The engine averages gradients over ranks and micro-steps; the caller's loss is a sum divided by the weight of the whole
+global batch, so it is multiplied by world × accumulation here to undo that: the same gradient at any world size.
+ZeRO 0 to 2. bf16 with ZeRO 0 runs as ZeRO 1, since that path of DeepSpeed keeps no mapping to fp32 masters.
+The learning rate is set from outside before every step: a pure function of the step, never state.
+"""
+
+import json
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from modeling.checkpoint import Fragment
+from modeling.errors import UserError
+
+# read by DeepSpeed when it is imported
+os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+
+
+def deepspeed_config(setting: int | Path, precision: str) -> dict[str, Any]:
+    """A ZeRO stage, or the user's own DeepSpeed JSON. Raises UserError for what Stageline itself has to decide."""
+    if isinstance(setting, Path):
+        config = json.loads(setting.read_text())
+        ours = {"train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "optimizer"}
+        ours |= {"scheduler", "gradient_clipping", "fp16", "bf16", "zero_force_ds_cpu_optimizer"}
+        clash = sorted(key for key in ours & set(config) if config[key] != "auto")
+        if clash:
+            raise UserError(
+                f"the DeepSpeed JSON sets {', '.join(clash)}",
+                where=str(setting), remedy="remove them: the stage's own YAML fields decide these",
+            )  # fmt: skip
+        config = {key: value for key, value in config.items() if key not in ours}
+    else:
+        config = {"zero_optimization": {"stage": setting}}
+    zero = config.setdefault("zero_optimization", {})
+    stage = zero.setdefault("stage", 0)
+    if stage not in (0, 1, 2):
+        raise UserError(f"ZeRO stage {stage} is not supported yet", where="deepspeed", remedy="use 0, 1 or 2")
+    if precision == "bf16":
+        zero["stage"] = max(stage, 1)
+        config["bf16"] = {"enabled": True}
+        config["data_types"] = {"grad_accum_dtype": "fp32"}
+        config["communication_data_type"] = "fp32"
+    # reduce in the order of the parameters, after the backward: the same sums in every run
+    zero.setdefault("overlap_comm", False)
+    return config
+
+
+def build_ops() -> str:
+    """Compile (once, then cached) the op that DeepSpeed's first initialize on CPU needs; what was done, in words."""
+    from deepspeed.accelerator import get_accelerator
+
+    builder = get_accelerator().create_op_builder("ShareMemCommBuilder")
+    if builder is None or not builder.is_compatible():
+        return "no shared-memory op on this platform, gloo serves"
+    builder.load(verbose=False)
+    return f"{builder.name} is built"
+
+
+class Engine:
+    """Trains the parameters of `module` that require a gradient, on the default process group.
+
+    names: parameter -> its name in checkpoints. Raises UserError when nothing trains.
+    """
+
+    def __init__(
+        self, module: nn.Module, names: dict[nn.Parameter, str], *, setting: int | Path, precision: str,
+        accumulation: int, weight_decay: float, betas: tuple[float, float], eps: float, max_grad_norm: float,
+    ):  # fmt: skip
+        logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+        import deepspeed
+
+        self.world, self.accumulation, self.max_grad_norm = dist.get_world_size(), accumulation, max_grad_norm
+        self.parameters = [p for p in module.parameters() if p.requires_grad]
+        self.names = names
+        if not self.parameters:
+            raise UserError("no parameter trains", where="train", remedy="name at least one module")
+        config = deepspeed_config(setting, precision)
+        self.zero = config["zero_optimization"]["stage"]
+        config |= {
+            "train_micro_batch_size_per_gpu": 1,
+            "gradient_accumulation_steps": accumulation,
+            "gradient_clipping": max_grad_norm,
+            "steps_per_print": 10**9,
+        }
+        # official scripts: one group, decay on every parameter but biases and norms (HF Trainer's rule)
+        groups = [
+            {"params": [p for p in self.parameters if p.ndim > 1], "weight_decay": weight_decay},
+            {"params": [p for p in self.parameters if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+        groups = [group for group in groups if group["params"]]
+        self.optimizer = torch.optim.AdamW(groups, lr=0.0, betas=betas, eps=eps, foreach=False)
+        self.engine, *_ = deepspeed.initialize(
+            model=module, optimizer=self.optimizer, config=config, dist_init_required=False
+        )
+        self.device = self.engine.device
+        self._create_state()
+
+    def backward(self, loss: Tensor) -> None:
+        """Accumulate the gradient of a loss that is already divided by the global batch's weight."""
+        self.engine.backward(loss * (self.world * self.accumulation))
+
+    def step(self, lr: float) -> float | None:
+        """At every micro-step: moves to the next; at the last one updates the weights. Returns the gradient norm then."""
+        last = self.engine.is_gradient_accumulation_boundary()
+        norm = None
+        if last:
+            for group in self.optimizer.param_groups:
+                group["lr"] = lr
+            if self.zero == 0:
+                norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+        self.engine.step()
+        if not last:
+            return None
+        return float(norm if norm is not None else self.engine.get_global_grad_norm())
+
+    def _create_state(self) -> None:
+        """Optimizer state exists before the first step, so that there is something to load into."""
+        for flat in self._flat_tensors():
+            self.optimizer.state[flat] = {
+                "step": torch.tensor(0.0),
+                "exp_avg": torch.zeros_like(flat),
+                "exp_avg_sq": torch.zeros_like(flat),
+            }
+
+    def _flat_tensors(self) -> list[Tensor]:
+        if self.zero == 0:
+            return list(self.parameters)
+        return list(self.engine.optimizer.single_partition_of_fp32_groups)
+
+    def owned(self) -> Iterator[Fragment]:
+        """Views of all the fp32 masters and moments this rank updates."""
+        if self.zero == 0:
+            for parameter in self.parameters:
+                state = self.optimizer.state[parameter]
+                yield Fragment(
+                    self.names[parameter], 0, parameter.data.view(-1),
+                    state["exp_avg"].view(-1), state["exp_avg_sq"].view(-1),
+                )  # fmt: skip
+            return
+        zero = self.engine.optimizer
+        for flat, parameters in zip(zero.single_partition_of_fp32_groups, zero.bit16_groups, strict=True):
+            state = self.optimizer.state[flat]
+            for parameter in parameters:
+                mapping = parameter._hp_mapping
+                if mapping is None:  # no part of it lies in this rank's partition
+                    continue
+                where, here = mapping.lp_fragment_address, mapping.hp_fragment_address
+                views = (flat.data, state["exp_avg"], state["exp_avg_sq"])
+                yield Fragment(
+                    self.names[parameter], where.start, *(v.view(-1).narrow(0, here.start, here.numel) for v in views)
+                )
+
+    def to_write(self) -> list[Fragment]:
+        """The fragments this rank puts into a checkpoint: all it owns, or its share where every rank owns all."""
+        owned = list(self.owned())
+        return owned if self.zero else owned[dist.get_rank() :: self.world]
+
+    def loaded(self, step: int) -> None:
+        """After the owned fragments were filled: restore AdamW's step count and the weights the forward uses."""
+        for flat in self._flat_tensors():
+            self.optimizer.state[flat]["step"].fill_(float(step))
+        if self.zero:
+            self.engine.optimizer.update_lp_params()

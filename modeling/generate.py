@@ -1,0 +1,54 @@
+"""Greedy answers to questions about images, by transformers' own generate: what `ask`, `evaluate` and users share.
+
+A prompt is built exactly as in training (template.py, tiles.py). Batches are padded on the left.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+
+from modeling.template import encode_prompt
+from modeling.tiles import split_image, tiles_per_image_limit, to_pixels
+
+
+@dataclass(frozen=True)
+class Question:
+    """conversation: {from, value} turns ending with a human one; images: RGB, in the order of the placeholders."""
+
+    conversation: Sequence[dict[str, str]]
+    images: Sequence[Image.Image]
+    max_tiles: int = 12
+
+
+def encode_question(question: Question, tokenizer, config, system: str | None) -> tuple[list[int], torch.Tensor | None]:
+    """(input ids, pixels [tiles, 3, S, S] or None). config: the model's InternVLConfig."""
+    size = config.vision_config.image_size[0]
+    limit = tiles_per_image_limit(question.max_tiles, max(1, len(question.images)))
+    split = [split_image(image.convert("RGB"), limit, tile_size=size) for image in question.images]
+    ids = encode_prompt(
+        question.conversation, tokenizer, [len(tiles) for tiles in split], config.image_seq_length, system=system
+    )
+    return ids, to_pixels([tile for tiles in split for tile in tiles]) if split else None
+
+
+@torch.inference_mode()
+def answer(
+    model: Any, tokenizer: Any, questions: Sequence[Question], *, system: str | None, max_new_tokens: int = 64
+) -> list[str]:
+    """Greedy answers as text, without special tokens, surrounding blanks stripped."""
+    encoded = [encode_question(question, tokenizer, model.config, system) for question in questions]
+    longest = max(len(ids) for ids, _ in encoded)
+    pad = tokenizer.pad_token_id
+    input_ids = torch.tensor([[pad] * (longest - len(ids)) + ids for ids, _ in encoded])
+    mask = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids, _ in encoded])
+    pixels = [tiles for _, tiles in encoded if tiles is not None]
+    device = next(model.parameters()).device
+    output = model.generate(
+        input_ids=input_ids.to(device), attention_mask=mask.to(device),
+        pixel_values=torch.cat(pixels).to(device, model.dtype) if pixels else None,
+        max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=tokenizer.eos_token_id, pad_token_id=pad,
+    )  # fmt: skip
+    return [text.strip() for text in tokenizer.batch_decode(output[:, longest:], skip_special_tokens=True)]

@@ -1,0 +1,182 @@
+"""The model: transformers' InternVLForConditionalGeneration, built fresh or loaded, and its training loss.
+
+The library's own module tree is kept, so every stage's result loads with plain transformers (design.md,
+"The model and the step"). What differs from its forward is only what is computed: frozen parts run under
+no_grad, logits exist at supervised positions only, samples of a packed row are isolated (attention.py).
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoModel,
+    AutoTokenizer,
+    InternVLConfig,
+    InternVLForConditionalGeneration,
+    InternVLVisionConfig,
+    Qwen2Config,
+)
+from transformers import AutoModelForCausalLM as AutoLanguageModel
+
+from modeling import attention
+from modeling.batches import Batch
+from modeling.droppath import DropPath
+from modeling.errors import CheckpointError
+from modeling.loss import weighted_cross_entropy
+from modeling.presets import DOWNSAMPLE, Resolved
+from modeling.template import IMG_CONTEXT
+from modeling.tiles import IMAGENET_MEAN, IMAGENET_STD
+
+
+def build_config(resolved: Resolved, tokenizer) -> InternVLConfig:
+    """The configuration of the whole model; the vocabulary follows the tokenizer, the head is never tied (§1.5)."""
+    ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    if resolved.language_folder:
+        from transformers import AutoConfig
+
+        text = AutoConfig.from_pretrained(resolved.language_folder)
+        text.vocab_size = max(text.vocab_size, len(tokenizer))
+        text.tie_word_embeddings = False
+    else:
+        sizes = {key: value for key, value in resolved.language.items() if key != "model_type"}
+        text = Qwen2Config(vocab_size=len(tokenizer), tie_word_embeddings=False, bos_token_id=None, **ids, **sizes)
+    vision = InternVLVisionConfig(**{k: v for k, v in resolved.vision.items() if k != "model_type"})
+    vision.use_mean_pooling = True  # the official model has no final norm after the last ViT block
+    return InternVLConfig(
+        vision_config=vision,
+        text_config=text,
+        image_token_id=tokenizer.convert_tokens_to_ids(IMG_CONTEXT),
+        image_seq_length=resolved.tokens_per_tile,
+        downsample_ratio=DOWNSAMPLE,
+        tie_word_embeddings=False,
+    )
+
+
+def build_model(resolved: Resolved, tokenizer, seed: int) -> InternVLForConditionalGeneration:
+    """Fresh weights from `seed`, replaced by those of the vision and language folders where given. fp32."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = InternVLForConditionalGeneration(build_config(resolved, tokenizer))
+        embeddings = model.model.vision_tower.embeddings
+        # the library starts these at zero, meant for weights loaded over them; a fresh ViT has to tell patches apart
+        nn.init.normal_(embeddings.position_embeddings, std=0.02)
+        nn.init.normal_(embeddings.cls_token, std=0.02)
+        if resolved.language_folder:
+            _load_language(model, resolved.language_folder, len(tokenizer))
+    if resolved.vision_folder:
+        tower = AutoModel.from_pretrained(resolved.vision_folder, use_safetensors=True, dtype=torch.float32)
+        model.model.vision_tower.load_state_dict(tower.state_dict())
+    return model
+
+
+def _load_language(model: InternVLForConditionalGeneration, folder: Path, vocabulary: int) -> None:
+    """Copy a language model in; new head rows are the mean of the old ones, new input rows stay fresh (§1.5)."""
+    source = AutoLanguageModel.from_pretrained(folder, use_safetensors=True, dtype=torch.float32)
+    old = source.get_input_embeddings().weight.shape[0]
+    state = {name: tensor for name, tensor in source.state_dict().items() if name.startswith("model.")}
+    head = source.get_output_embeddings().weight.detach()
+    rows = state.pop("model.embed_tokens.weight")
+    target = model.model.language_model
+    missing, unexpected = target.load_state_dict({k[6:]: v for k, v in state.items()}, strict=False)
+    if unexpected or set(missing) - {"embed_tokens.weight"}:
+        raise CheckpointError(f"weights do not fit: missing {missing}, unexpected {unexpected}", where=str(folder))
+    with torch.no_grad():
+        keep = min(old, target.embed_tokens.weight.shape[0])
+        target.embed_tokens.weight[:keep] = rows[:keep]
+        model.lm_head.weight[:keep] = head[:keep]
+        model.lm_head.weight[keep:] = head.mean(0)
+
+
+def load_model(path: str | Path) -> tuple[InternVLForConditionalGeneration, Any]:
+    """(model in eval mode, tokenizer) from a folder in Hugging Face layout; safetensors only.
+
+    Raises CheckpointError for a folder that is not one, or whose weights lack or add a key.
+    """
+    path = Path(path)
+    for name in ("config.json",):
+        if not (path / name).is_file():
+            raise CheckpointError(f"no {name} in the folder", where=str(path), remedy="give a Hugging Face folder")
+    kind = json.loads((path / "config.json").read_text()).get("model_type")
+    if kind != "internvl":
+        raise CheckpointError(
+            f"model type {kind!r} is not 'internvl'", where=str(path), remedy="give a folder that export wrote"
+        )
+    model, info = InternVLForConditionalGeneration.from_pretrained(
+        path, output_loading_info=True, use_safetensors=True, dtype="auto"
+    )
+    wrong = {key: sorted(info[key]) for key in ("missing_keys", "unexpected_keys", "mismatched_keys") if info.get(key)}
+    if wrong:
+        raise CheckpointError(f"weights do not fit the configuration: {wrong}", where=str(path))
+    has_tokenizer = (path / "tokenizer.json").is_file() or (path / "tokenizer_config.json").is_file()
+    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False) if has_tokenizer else None
+    return model.eval(), tokenizer
+
+
+def save_model(model: InternVLForConditionalGeneration, tokenizer, folder: Path, tile_size: int) -> None:
+    """Hugging Face layout, with the processor's JSON for users who have torchvision (stack.md)."""
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    processor = {
+        "processor_class": "InternVLProcessor",
+        "image_processor_type": "GotOcr2ImageProcessorFast",
+        "crop_to_patches": True,
+        "min_patches": 1,
+        "max_patches": 12,
+        "size": {"height": tile_size, "width": tile_size},
+        "do_resize": True, "do_rescale": True, "do_normalize": True, "do_convert_rgb": True,
+        "rescale_factor": 1 / 255, "resample": 3, "image_mean": list(IMAGENET_MEAN), "image_std": list(IMAGENET_STD),
+    }  # fmt: skip
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor, indent=1))
+    (folder / "processor_config.json").write_text(
+        json.dumps({"processor_class": "InternVLProcessor", "image_seq_length": model.config.image_seq_length})
+    )
+
+
+class TrainingLoss(nn.Module):
+    """Σ weight·cross-entropy over a micro-batch (fp32 scalar); the caller divides by the global batch's weight."""
+
+    def __init__(self, model: InternVLForConditionalGeneration, train: tuple[str, ...], drop_path: float = 0.0):
+        super().__init__()
+        self.internvl = model
+        self.vit, self.mlp = "vit" in train, "mlp" in train
+        model.model.language_model.config._attn_implementation = attention.NAME
+        self.drop_path = DropPath(model.model.vision_tower, drop_path) if self.vit and drop_path else None
+
+    def image_features(self, pixels: Tensor, uniforms: Tensor | None) -> Tensor:
+        """pixels [tiles, 3, S, S] -> [tiles · tokens_per_tile, hidden], differentiated only as far as the stage trains."""
+        model = self.internvl.model
+        with torch.set_grad_enabled(self.vit):
+            if self.drop_path is not None:
+                self.drop_path.set(uniforms)
+            patches = model.vision_tower(pixel_values=pixels).last_hidden_state[:, 1:]
+        side = int(patches.shape[1] ** 0.5)
+        with torch.set_grad_enabled(self.vit or self.mlp):
+            grid = model.pixel_shuffle(patches.reshape(len(pixels), side, side, -1), scale_factor=DOWNSAMPLE)
+            features = model.multi_modal_projector(grid.reshape(len(pixels), -1, grid.shape[-1]))
+        return features.flatten(0, 1)
+
+    def forward(self, batch: Batch) -> Tensor:
+        model = self.internvl.model
+        embeds = model.language_model.embed_tokens(batch.input_ids)
+        dtype = embeds.dtype
+        if batch.pixels is not None:
+            features = self.image_features(batch.pixels.to(dtype), batch.uniforms).to(dtype)
+            image = (batch.input_ids == self.internvl.config.image_token_id).unsqueeze(-1)
+            embeds = embeds.masked_scatter(image, features)
+        elif self.vit or self.mlp:
+            # a rank without an image still has to take part in the gradient exchange: one tile of weight zero
+            size = model.vision_tower.config.image_size
+            dummy = torch.zeros(1, 3, *size, dtype=dtype, device=embeds.device)
+            depth = model.vision_tower.config.num_hidden_layers
+            uniforms = torch.ones(1, depth, 2, device=embeds.device) if self.drop_path is not None else None
+            embeds = embeds + 0.0 * self.image_features(dummy, uniforms).sum()
+        hidden = model.language_model(
+            inputs_embeds=embeds, position_ids=batch.position_ids, use_cache=False, segments=batch.segments
+        ).last_hidden_state
+        selected = hidden[0].index_select(0, batch.positions)
+        return weighted_cross_entropy(selected, self.internvl.lm_head.weight, batch.targets, batch.weights)

@@ -1,0 +1,96 @@
+"""The weighted loss: weights known from lengths, logits only where a token is supervised.
+
+L = sum of w * ce / sum of w over the WHOLE global batch, w = 1, 1/x or 1/sqrt(x) (arXiv 2412.05271, §4.2 "loss
+re-weighting"; official `len2weight`, OpenGVLab/InternVL commit 2410d1dbf208). x counts supervised tokens: of the whole
+conversation in the official code (`unit="conversation"`), of the single response in the paper (`unit="response"`).
+
+Invariant: the denominator is the sum of `total_weight` over the samples of the step, known before any is decoded, so
+the loss is the same mean at any number of ranks and any accumulation, and a rank without labels adds 0. The official
+code normalises every micro-step by itself, which is the same only without accumulation, and is 0/0 without labels.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+
+Reduction = Literal["token", "sample", "square"]
+Unit = Literal["conversation", "response"]
+
+_EXPONENTS = {"token": 0.0, "sample": 1.0, "square": 0.5}
+
+
+def sample_weight(supervised_tokens: int, reduction: Reduction) -> float:
+    """The weight of each of `supervised_tokens` tokens: 1, 1/x or 1/sqrt(x) for token, sample, square; 0 for none."""
+    if reduction not in _EXPONENTS:
+        raise ValueError(f"reduction must be one of {', '.join(_EXPONENTS)}, found {reduction!r}")
+    if supervised_tokens < 0:
+        raise ValueError(f"supervised_tokens must be 0 or more, found {supervised_tokens}")
+    if supervised_tokens == 0 or reduction == "token":
+        return float(supervised_tokens > 0)
+    return 1 / supervised_tokens if reduction == "sample" else 1 / math.sqrt(supervised_tokens)
+
+
+def _response_weights(span_lengths: Sequence[int], reduction: Reduction, unit: Unit) -> list[float]:
+    """The weight of a token of each response."""
+    if unit == "conversation":
+        return [sample_weight(sum(span_lengths), reduction)] * len(span_lengths)
+    if unit == "response":
+        return [sample_weight(length, reduction) for length in span_lengths]
+    raise ValueError(f"unit must be conversation or response, found {unit!r}")
+
+
+def token_weights(
+    spans: Sequence[Sequence[int]], length: int, reduction: Reduction, unit: Unit = "conversation"
+) -> np.ndarray:
+    """float32 [length], aligned with the unshifted labels: the weight of each token, 0 where not supervised.
+
+    spans: the sample's supervised [start, end), one per response, as `template.Encoded.answer_spans`.
+    """
+    weights = np.zeros(length, np.float32)
+    span_weights = _response_weights([end - start for start, end in spans], reduction, unit)
+    for (start, end), weight in zip(spans, span_weights, strict=True):
+        assert 0 < start <= end <= length, f"span [{start}, {end}) in a sample of {length} tokens"
+        weights[start:end] = weight
+    return weights
+
+
+def total_weight(span_lengths: Sequence[int], reduction: Reduction, unit: Unit = "conversation") -> float:
+    """What one sample adds to the denominator. span_lengths: supervised tokens of each of its responses."""
+    weights = _response_weights(span_lengths, reduction, unit)
+    return math.fsum(length * weight for length, weight in zip(span_lengths, weights, strict=True))
+
+
+def weighted_cross_entropy(
+    hidden: "torch.Tensor",
+    weight_matrix: "torch.Tensor",
+    targets: "torch.Tensor",
+    weights: "torch.Tensor",
+    chunk: int = 4096,
+) -> "torch.Tensor":
+    """The fp32 scalar sum of weights * cross-entropy; divide it by the global batch's total weight.
+
+    hidden [n, H]: last hidden states at the positions BEFORE the n supervised tokens; weight_matrix [V, H]: the
+    lm_head's; targets [n]: ids of the supervised tokens; weights [n]. For n = 0 it is a 0 that has a gradient.
+    Logits exist for `chunk` positions at a time and are computed again in the backward pass.
+    """
+    import torch
+    from torch.utils.checkpoint import checkpoint
+
+    if len(hidden) == 0:
+        return (hidden.sum() + weight_matrix[:1].sum()).float() * 0
+
+    def part(states: "torch.Tensor", labels: "torch.Tensor", scale: "torch.Tensor") -> "torch.Tensor":
+        logits = torch.nn.functional.linear(states, weight_matrix).float()
+        return (torch.nn.functional.cross_entropy(logits, labels, reduction="none") * scale.float()).sum()
+
+    total = torch.zeros((), device=hidden.device)
+    for parts in zip(hidden.split(chunk), targets.split(chunk), weights.split(chunk), strict=True):
+        loss = checkpoint(part, *parts, use_reentrant=False, preserve_rng_state=False)
+        assert isinstance(loss, torch.Tensor)
+        total = total + loss
+    return total

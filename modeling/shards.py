@@ -1,0 +1,264 @@
+"""Prepared data on disk: WebDataset tars plus one Parquet index, and the reader that decodes late.
+
+Invariants: a sample's members (`<key>.json`, `<key>.0.jpg`, …) lie together in one shard, so one ranged read
+gets it; image bytes are the source's own, never re-encoded; the same samples give the same bytes (times, owners
+and order are fixed). Planning needs the index alone. Read damage is a DataError that names shard and id: every
+member has its CRC-32 in the index. Nothing here unpickles. Layout: design.md "Data: plan on lengths, decode late".
+"""
+
+import json
+import os
+import tarfile
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from modeling.errors import DataError
+from modeling.images import ImageError, decode_rgb
+
+INDEX = "index.parquet"
+SHARDS = "shards"
+ROW_GROUP = 16384
+END_OF_TAR = bytes(2 * tarfile.BLOCKSIZE)
+
+SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("task", pa.string()),  # the line's `task`, else its dataset
+        ("dataset", pa.string()),
+        ("key", pa.string()),  # name of the members in the tar; unique
+        ("shard", pa.string()),
+        ("json_offset", pa.int64()),  # bytes of the member's content in the shard
+        ("json_size", pa.int64()),
+        ("image_offsets", pa.list_(pa.int64())),
+        ("image_sizes", pa.list_(pa.int64())),
+        ("json_crc32", pa.uint32()),
+        ("image_crc32s", pa.list_(pa.uint32())),
+        ("tokens", pa.int32()),  # length of input_ids, image tokens included
+        ("answers", pa.list_(pa.int32())),  # supervised tokens of each response
+        ("tiles", pa.int16()),  # of the whole sample, thumbnails included; 0 for text
+        ("tiles_per_image", pa.list_(pa.int16())),
+        ("widths", pa.list_(pa.int32())),  # pixels of each image
+        ("heights", pa.list_(pa.int32())),
+        ("max_tiles", pa.int16()),  # the dataset's limit; for each of n images it is max(1, max_tiles // n)
+        ("augment", pa.bool_()),
+        ("repeat", pa.float64()),
+        ("file", pa.string()),
+        ("line", pa.int64()),
+    ]
+)
+
+
+def pack_sample(key: str, record: dict[str, Any], images: Sequence[tuple[str, bytes]]) -> tuple[bytes, dict[str, Any]]:
+    """Tar members of one sample as bytes, and the offsets of their contents relative to the first byte.
+
+    record: what the json member holds. images: (extension, bytes) of each.
+    Returns (blob, {json_offset, json_size, json_crc32, image_offsets, image_sizes, image_crc32s}).
+    """
+    text = json.dumps(record, ensure_ascii=False, sort_keys=True, allow_nan=False).encode()
+    members = [("json", text)] + [(f"{i}.{extension}", data) for i, (extension, data) in enumerate(images)]
+    parts, offsets, crcs, position = [], [], [], 0
+    for suffix, data in members:
+        info = tarfile.TarInfo(f"{key}.{suffix}")
+        info.size = len(data)
+        header = info.tobuf(tarfile.USTAR_FORMAT)
+        padding = -len(data) % tarfile.BLOCKSIZE
+        offsets.append(position + len(header))
+        parts += [header, data, bytes(padding)]
+        crcs.append(zlib.crc32(data))
+        position += len(header) + len(data) + padding
+    row = {
+        "json_offset": offsets[0],
+        "json_size": len(text),
+        "image_offsets": offsets[1:],
+        "image_sizes": [len(data) for _, data in images],
+        "json_crc32": crcs[0],
+        "image_crc32s": crcs[1:],
+    }
+    return b"".join(parts), row
+
+
+class ShardWriter:
+    """Appends packed samples to shards of about `shard_bytes` and rows to the index, in the order given.
+
+    A shard is cut between samples where the next one would pass `shard_bytes`. Use as a context manager;
+    the folder is complete only after a normal exit.
+    """
+
+    def __init__(self, folder: Path, shard_bytes: int):
+        self.folder, self.shard_bytes = folder, shard_bytes
+        (folder / SHARDS).mkdir(parents=True)
+        self.shards = 0
+        self.rows = 0
+        self._tar = None
+        self._size = 0
+        self._pending: list[dict[str, Any]] = []
+        self._index = pq.ParquetWriter(folder / INDEX, SCHEMA, compression="zstd")
+
+    def add(self, blob: bytes, row: dict[str, Any]) -> None:
+        """blob and its relative offsets as made by pack_sample; row: the other columns too."""
+        if self._tar is None or self._size + len(blob) > self.shard_bytes:
+            self._close_tar()
+            self._tar = open(self.folder / SHARDS / self._name(self.shards), "xb")  # noqa: SIM115
+            self.shards += 1
+            self._size = 0
+        start = self._size
+        self._tar.write(blob)
+        self._size += len(blob)
+        self._pending.append(
+            row
+            | {
+                "shard": self._name(self.shards - 1),
+                "json_offset": start + row["json_offset"],
+                "image_offsets": [start + offset for offset in row["image_offsets"]],
+            }
+        )
+        self.rows += 1
+        if len(self._pending) == ROW_GROUP:
+            self._flush()
+
+    def __enter__(self) -> "ShardWriter":
+        return self
+
+    def __exit__(self, failure: type[BaseException] | None, *_: object) -> None:
+        self._close_tar()
+        if failure is None:
+            self._flush()
+        self._index.close()
+
+    @staticmethod
+    def _name(number: int) -> str:
+        return f"{number:06d}.tar"
+
+    def _flush(self) -> None:
+        if self._pending:
+            self._index.write_table(pa.Table.from_pylist(self._pending, schema=SCHEMA), row_group_size=ROW_GROUP)
+            self._pending.clear()
+
+    def _close_tar(self) -> None:
+        if self._tar is not None:
+            self._tar.write(END_OF_TAR)
+            self._tar.close()
+            self._tar = None
+
+
+class Ragged(Sequence):
+    """A list column: item i is a numpy array. values: all items end to end; offsets: [n + 1]."""
+
+    def __init__(self, values: np.ndarray, offsets: np.ndarray):
+        self.values, self.offsets = values, offsets
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, i: Any) -> np.ndarray:
+        i = range(len(self))[i]
+        return self.values[self.offsets[i] : self.offsets[i + 1]]
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return (self[i] for i in range(len(self)))
+
+    def sums(self) -> np.ndarray:
+        """[n] int64: the sum of each item."""
+        total = np.concatenate([[0], np.cumsum(self.values, dtype=np.int64)])
+        return total[self.offsets[1:]] - total[self.offsets[:-1]]
+
+
+class ShardReader:
+    """A prepared folder. `index[column]`: numpy array, list of str, or Ragged; `sample(i)` reads and decodes.
+
+    Reading opens no file for longer than the call: use it from any number of threads or processes.
+    """
+
+    def __init__(self, folder: Path | str):
+        self.folder = Path(folder)
+        path = self.folder / INDEX
+        try:
+            table = pq.read_table(path)
+        except FileNotFoundError:
+            raise DataError("no index", where=str(path), remedy="run the prepare stage again") from None
+        except (pa.ArrowException, OSError) as error:
+            remedy = "run the prepare stage again"
+            raise DataError(f"the index is damaged: {error}", where=str(path), remedy=remedy) from None
+        missing = [name for name in SCHEMA.names if name not in table.column_names]
+        if missing:
+            remedy = "it was written by another version: run the prepare stage again"
+            raise DataError(f"the index has no column {', '.join(missing)}", where=str(path), remedy=remedy)
+        self.index: dict[str, Any] = {field.name: _column(table[field.name], field.type) for field in SCHEMA}
+
+    def __len__(self) -> int:
+        return len(self.index["tokens"])
+
+    def row(self, i: int) -> dict[str, Any]:
+        """The index columns of row i, as Python values (lists for list columns)."""
+        values = {name: column[i] for name, column in self.index.items()}
+        return {name: value if isinstance(value, str) else value.tolist() for name, value in values.items()}
+
+    def sample(self, i: int) -> tuple[list[dict[str, str]], list[Image.Image]]:
+        """The conversation ([{from, value}]) and the RGB images of row i. DataError where the shard is damaged."""
+        record, pictures = self.read(i)
+        try:
+            return record["conversations"], [decode_rgb(data) for data in pictures]
+        except ImageError as error:
+            raise self._damaged(i, f"an image does not decode: {error}") from error
+
+    def conversation(self, i: int) -> list[dict[str, str]]:
+        """The conversation of row i alone; readable where an image beside it is damaged."""
+        (text,) = self._members(i, [self._json_member(i)])
+        return json.loads(text)["conversations"]
+
+    def read(self, i: int) -> tuple[dict[str, Any], list[bytes]]:
+        """The json record and the undecoded image bytes of row i."""
+        columns = (self.index[name][i].tolist() for name in ("image_offsets", "image_sizes", "image_crc32s"))
+        text, *pictures = self._members(i, [self._json_member(i), *zip(*columns)])
+        return json.loads(text), pictures
+
+    def _json_member(self, i: int) -> tuple[int, int, int]:
+        offset, size, crc = (int(self.index[name][i]) for name in ("json_offset", "json_size", "json_crc32"))
+        return offset, size, crc
+
+    def _members(self, i: int, members: list[tuple[int, int, int]]) -> list[bytes]:
+        """The contents of neighbouring members (offset, size, CRC-32) of row i, by one ranged read."""
+        start, end = members[0][0], members[-1][0] + members[-1][1]
+        blob = self._pread(i, start, end - start)
+        parts = [blob[offset - start : offset - start + size] for offset, size, _ in members]
+        for part, (offset, size, crc) in zip(parts, members):
+            if len(part) != size or zlib.crc32(part) != crc:
+                raise self._damaged(i, f"bytes {offset} to {offset + size} are not those that were written")
+        return parts
+
+    def _pread(self, i: int, offset: int, size: int) -> bytes:
+        try:
+            file = os.open(self.folder / SHARDS / self.index["shard"][i], os.O_RDONLY)
+        except OSError as error:
+            raise self._damaged(i, str(error)) from error
+        try:
+            parts = []
+            while size > 0 and (part := os.pread(file, size, offset)):
+                parts.append(part)
+                offset, size = offset + len(part), size - len(part)
+            return b"".join(parts)
+        finally:
+            os.close(file)
+
+    def _damaged(self, i: int, what: str) -> DataError:
+        where = f"{self.folder / SHARDS / self.index['shard'][i]}: sample {self.index['id'][i]}"
+        return DataError(what, where=where, remedy="fetch the shard again or run the prepare stage again")
+
+
+def _column(column: pa.ChunkedArray, kind: pa.DataType) -> Any:
+    array = column.cast(kind).combine_chunks()
+    if isinstance(array, pa.ChunkedArray):  # a column without rows or with several chunks
+        array = pa.concat_arrays(array.chunks) if array.chunks else pa.array([], kind)
+    if pa.types.is_string(kind):
+        return array.to_pylist()
+    if pa.types.is_list(kind):
+        offsets = array.offsets.to_numpy()
+        return Ragged(array.values.to_numpy(zero_copy_only=False), offsets)
+    return array.to_numpy(zero_copy_only=False)

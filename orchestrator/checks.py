@@ -1,0 +1,129 @@
+"""What must hold inside a stage beyond the types of its settings, and between stages.
+
+Invariant: each rule here refuses a file that could only fail later, on the cluster (design.md, "What a user
+sees"); what could work is not refused, e.g. a schedule whose horizon lies before the last step.
+"""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.graph import find_cycle
+from orchestrator.problems import Problems, suggest
+from stages.kinds import KINDS
+from stages.params import PrepareParams, TrainParams
+
+if TYPE_CHECKING:
+    from orchestrator.spec import Stage
+
+ZERO_STAGES = (0, 1, 2)
+MODULES = ("vit", "mlp", "language")
+
+
+def check_graph(
+    needs: dict[str, list[str]], kinds: dict[str, str | None], names: list[str], problems: Problems
+) -> None:
+    """needs, kinds: by stage, as far as they could be read. names: every stage of the file."""
+    for name, listed in needs.items():
+        place = ("stages", name, "needs")
+        for i, need in enumerate(listed):
+            if need == name:
+                problems.add((*place, i), "a stage cannot need itself", "remove it", label=place)
+            elif need not in names:
+                problems.add((*place, i), f"unknown stage '{need}'", suggest(need, names), label=place)
+            elif need in listed[:i]:
+                problems.add((*place, i), f"'{need}' is listed twice", "remove one", label=place)
+        kind, parents = kinds.get(name), [need for need in dict.fromkeys(listed) if need != name]
+        if kind is not None and all(kinds.get(need) is not None for need in parents):
+            _check_parents(name, kind, {need: KINDS[str(kinds[need])].base for need in parents}, problems)
+    known = {name: [n for n in listed if n in needs and n != name] for name, listed in needs.items()}
+    if cycle := find_cycle(known):
+        problems.add(("stages", cycle[0], "needs"), f"a cycle: {' → '.join(cycle)}", "remove one of these needs")
+
+
+def _check_parents(name: str, kind_name: str, parents: dict[str, str], problems: Problems) -> None:
+    """parents: stage name -> base kind."""
+    kind, place = KINDS[kind_name], ("stages", name, "needs")
+    for need, base in parents.items():
+        if base not in kind.parents:
+            takes = " and ".join(kind.parents) or "no other"
+            problems.add(place, f"a stage of kind {kind_name} cannot need '{need}', a {base} stage",
+                         f"it takes {takes} stages")  # fmt: skip
+    for base, (least, most) in kind.parents.items():
+        found = [need for need, its in parents.items() if its == base]
+        if not least <= len(found) <= most:
+            count = f"exactly {least}" if least == most else f"{least} to {most}"
+            problems.add(place, f"a stage of kind {kind_name} needs {count} {base} stage{'' if most == 1 else 's'}, "
+                         f"found {', '.join(found) or 'none'}",
+                         f"list {'one' if len(found) < least else f'at most {most}'} under 'needs:'")  # fmt: skip
+
+
+def check_stage(stage: "Stage", mixtures: list[str], folder: Path, problems: Problems) -> "Stage":
+    """Returns the stage with paths resolved and modules in their fixed order. mixtures: the names under `data:`."""
+    params, place = stage.params, ("stages", stage.name)
+    if isinstance(params, PrepareParams) and params.data not in mixtures:
+        problems.add((*place, "data"), f"unknown mixture '{params.data}'", suggest(params.data, mixtures))
+    if not isinstance(params, TrainParams):
+        return stage
+    for i, module in enumerate(params.train):
+        if module in params.train[:i]:
+            problems.add((*place, "train", i), f"'{module}' is listed twice", "remove one", label=(*place, "train"))
+    if params.steps is not None and params.epochs is not None:
+        problems.add((*place, "epochs"), "'steps' and 'epochs' are both given", "keep one of them", label=place)
+    elif params.steps is None and params.epochs is None:
+        problems.add(place, "neither 'steps' nor 'epochs' is given", "say how long to train: 'steps: 1000'")
+    for i, beta in enumerate(params.betas):
+        if not 0 <= beta < 1:
+            problems.add((*place, "betas", i), f"must be at least 0 and less than 1, found {beta}", "use 0.9 and 0.999")
+    update: dict[str, Any] = {"train": tuple(m for m in MODULES if m in params.train)}
+    update["deepspeed"] = _deepspeed(params.deepspeed, place, folder, problems)
+    return replace(stage, params=params.model_copy(update=update))
+
+
+def _deepspeed(value: int | Path, place: tuple[str, ...], folder: Path, problems: Problems) -> int | Path:
+    at = (*place, "deepspeed")
+    if isinstance(value, int):
+        if value not in ZERO_STAGES:
+            remedy = f"use a ZeRO stage from {ZERO_STAGES[0]} to {ZERO_STAGES[-1]}, or the path of a DeepSpeed JSON"
+            problems.add(at, f"ZeRO stage {value} is not supported", remedy)
+        return value
+    path = (folder / value.expanduser()).resolve()
+    if not path.is_file():
+        problems.add(at, f"no such file: {path}", "give a ZeRO stage or the path of a DeepSpeed JSON")
+        return path
+    try:
+        content = json.loads(path.read_text())
+    except (ValueError, OSError) as error:
+        problems.add(at, f"{path} is not JSON: {error}", "give a DeepSpeed configuration in JSON")
+    else:
+        if not isinstance(content, dict):
+            problems.add(at, f"{path} is not a JSON object", "give a DeepSpeed configuration in JSON")
+    return path
+
+
+def follow_limits(stages: dict[str, "Stage"], problems: Problems) -> dict[str, "Stage"]:
+    """The longest sample `prepare` lets through must fit the packs of every stage that trains on it.
+
+    Where prepare does not say, its limits become those of the smallest packs that use it.
+    """
+    out = dict(stages)
+    for name, stage in stages.items():
+        if not isinstance(stage.params, PrepareParams):
+            continue
+        users = {n: s.params.packing for n, s in stages.items()
+                 if isinstance(s.params, TrainParams) and name in s.params.needs}  # fmt: skip
+        update = {}
+        for ours, theirs in (("max_tokens", "max_tokens"), ("max_tiles_per_sample", "max_tiles")):
+            if not users:
+                continue
+            user = min(users, key=lambda n, limit=theirs: getattr(users[n], limit))
+            least = getattr(users[user], theirs)
+            if ours not in stage.params.model_fields_set:
+                update[ours] = least
+            elif (mine := getattr(stage.params, ours)) > least:
+                message = f"{mine} is more than the {least} of stages.{user}.packing.{theirs}: such samples fit no pack"
+                remedy = f"lower it to {least}, raise the other, or leave it out to follow"
+                problems.add(("stages", name, ours), message, remedy)
+        out[name] = replace(stage, params=stage.params.model_copy(update=update))
+    return out

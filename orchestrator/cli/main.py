@@ -1,0 +1,65 @@
+"""The command `stageline`. A user's mistake is one message on stderr and exit code 2; a bug of ours a traceback and 1."""
+
+import argparse
+import os
+import sys
+import traceback
+
+from modeling.errors import UserError
+from orchestrator.cli import commands
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(
+        prog="stageline",
+        description="Trains InternVL-2.5-style models through all their stages from one YAML file, on Ray.",
+    )
+    verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
+
+    def verb(name: str, function, text: str) -> argparse.ArgumentParser:
+        sub = verbs.add_parser(name, help=text, description=text)
+        sub.add_argument("experiment", help="the experiment's YAML file")
+        sub.set_defaults(function=function)
+        return sub
+
+    overrides = "settings on top of the file, e.g. stages.full_finetune.lr=1e-5"
+    sub = verb("plan", commands.plan, "show what run would do with every stage, and why; nothing is started")
+    sub.add_argument("overrides", nargs="*", help=overrides)
+    sub = verb("run", commands.run, "run every stage that is not done; anything may be killed, run again to go on")
+    sub.add_argument("overrides", nargs="*", help=overrides)
+    sub.add_argument("--address", help="a Ray cluster to use (default: RAY_ADDRESS, else a Ray of its own on loopback)")
+    sub = verb("status", commands.status, "the state of every stage, from storage alone")
+    sub.add_argument("overrides", nargs="*", help=overrides)
+    sub = verb("logs", commands.logs, "what the attempts of a stage said")
+    sub.add_argument("stage")
+    sub.add_argument("overrides", nargs="*", help=overrides)
+    sub = verb("ask", commands.ask, "one question to a trained stage, with or without pictures")
+    sub.add_argument("stage")
+    sub.add_argument("question")
+    sub.add_argument("--image", action="append", default=[], help="a picture; once for each")
+    sub.add_argument("--max-tiles", type=int, default=12, help="tiles for all pictures together (default 12)")
+    sub.add_argument("--max-new-tokens", type=int, default=64)
+    return top
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Parse and run; returns the exit code: 0 done, 1 our bug or a lost machine, 2 the user's to mend, 130 interrupted."""
+    options = parser().parse_args(arguments)
+    try:
+        return options.function(options)
+    except UserError as error:
+        print(f"stageline: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nstageline: interrupted; run again to go on from the last checkpoints", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception:
+        traceback.print_exc()
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

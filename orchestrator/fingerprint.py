@@ -1,0 +1,151 @@
+"""What a stage IS, as canonical JSON, and the digest of that.
+
+Invariant (design.md, "Storage and identity"): two stages have one fingerprint exactly when they would make the
+same result: kind and its version, parameters that matter, data by content, parents by fingerprint. Not: names of
+stages and mixtures, paths, workers, ZeRO stage, checkpoint interval. Equal numbers are written alike (1 and 1.0),
+in the manner of RFC 8785.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from modeling import presets
+from orchestrator.graph import topological_order
+from orchestrator.spec import Experiment, Stage
+from orchestrator.weights import config_digest, tokenizer_digest, weights_digest
+from stages.params import PrepareParams
+
+Identity = dict[str, Any]
+
+
+def canonical(value: Any) -> str:
+    """JSON with sorted keys and no spaces. TypeError for what JSON has no word for, ValueError for nan and inf."""
+    return json.dumps(_plain(value, "value"), sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def fingerprint(identity: Any) -> str:
+    """64 hexadecimal digits: the sha256 of the canonical form."""
+    return hashlib.sha256(canonical(identity).encode()).hexdigest()
+
+
+def fp16(digest: str) -> str:
+    """The part of a fingerprint that names a folder."""
+    return digest[:16]
+
+
+def _plain(value: Any, where: str) -> Any:
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, str):
+        return str(value)
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise ValueError(f"cannot fingerprint {where}: {value} is not a number")
+        return int(value) if value.is_integer() and abs(value) < 2**53 else value
+    if isinstance(value, list | tuple):
+        return [_plain(inner, f"{where}[{i}]") for i, inner in enumerate(value)]
+    if isinstance(value, dict):
+        for key in value:
+            if not isinstance(key, str):
+                raise TypeError(f"cannot fingerprint {where}: its key {key!r} is not text")
+        return {key: _plain(inner, f"{where}.{key}") for key, inner in value.items()}
+    raise TypeError(
+        f"cannot fingerprint {where}: a {type(value).__name__}; turn it into text, numbers, lists or mappings first"
+    )
+
+
+SourceDigest = Callable[[Stage], dict[str, Any] | None]
+
+
+def absent_source(meta: str) -> str | None:
+    """The first file a mixture cannot do without and that is not there: its meta file or an annotation."""
+    path = Path(meta)
+    if not path.is_file():
+        return meta
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8-sig"))
+        named = [path.absolute().parent / entry["annotation"] for entry in entries.values()]
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return None  # malformed is not absent: source_digest says what is wrong with it
+    return next((str(annotation) for annotation in named if not annotation.is_file()), None)
+
+
+def source_digest_of(experiment: Experiment) -> SourceDigest:
+    """The digest of what a prepare stage reads; None where a source is absent. DataError for a malformed one."""
+    cache: dict[str, dict[str, Any] | None] = {}
+
+    def digest(stage: Stage) -> dict[str, Any] | None:
+        from stages.prepare.digest import source_digest
+
+        meta = experiment.data[stage.params.data].meta
+        if meta not in cache:
+            cache[meta] = None if absent_source(meta) else source_digest(Path(meta))
+        return cache[meta]
+
+    return digest
+
+
+def stage_identities(experiment: Experiment, source_digest: SourceDigest) -> dict[str, Identity | None]:
+    """The identity of every stage; None where its sources or weights are absent, or a parent is unknown."""
+    out: dict[str, Identity | None] = {}
+    for name in topological_order(experiment.needs):
+        stage = experiment.stages[name]
+        out[name] = _identity(experiment, stage, [(p.kind.base, out[p.name]) for p in experiment.parents(stage)],
+                              source_digest)  # fmt: skip
+    return {name: out[name] for name in experiment.stages}
+
+
+def _identity(
+    experiment: Experiment, stage: Stage, parents: list[tuple[str, Identity | None]], source_digest: SourceDigest
+) -> Identity | None:
+    lineage: dict[str, list[str]] = {}
+    for base, parent in parents:
+        if parent is None:
+            return None
+        lineage.setdefault(base, []).append(fingerprint(parent))
+    params = stage.params.identity()
+    identity: Identity = {"kind": stage.kind.base, "version": stage.kind.version, "params": params}
+    identity["parents"] = {base: sorted(digests) for base, digests in lineage.items()}
+    if isinstance(stage.params, PrepareParams):
+        sources, measure = source_digest(stage), _measuring_parts(experiment)
+        if sources is None or measure is None:
+            return None
+        mixture = experiment.data[params.pop("data")].identity()  # by content: neither its name nor its path
+        del mixture["meta"]
+        identity |= {"sources": sources, "mixture": mixture, "model": measure}
+    elif stage.kind.trains and "train" not in lineage:
+        model = _starting_model(experiment)
+        if model is None:
+            return None
+        identity["model"] = model
+    return identity
+
+
+def _measuring_parts(experiment: Experiment) -> Identity | None:
+    """Of the model, only what decides the length of a sample: tokenizer, tile size, tokens per tile."""
+    model, folders = experiment.model, presets.folders(experiment.model)
+    vision: str | None = model.vision if "vision" not in folders else config_digest(folders["vision"])
+    part = "tokenizer" if model.tokenizer else "language"
+    words: str | None = model.tokenizer or model.language
+    if part in folders:
+        words = tokenizer_digest(folders[part])
+    if vision is None or words is None:
+        return None
+    return {"vision": vision, "tokenizer": words, "tile_size": model.tile_size}
+
+
+def _starting_model(experiment: Experiment) -> Identity | None:
+    """What the first training stage of a chain starts from: presets by name, folders by content."""
+    identity = experiment.model.identity()
+    for field, folder in presets.folders(experiment.model).items():
+        digest = tokenizer_digest(folder) if field == "tokenizer" else weights_digest(folder)
+        if digest is None:
+            return None
+        identity[field] = digest
+    return identity

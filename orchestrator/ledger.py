@@ -1,0 +1,240 @@
+"""The ledger of a stage: create-only entries 00000000.json, 00000001.json, ... that say what happened.
+
+Invariants (design.md, "The ledger"): entries are never changed or deleted; the token (epoch, attempt) of the
+entries that count never falls, and an entry with a lower token than one before it is void; an appender whose
+token is lower than one it reads is told to stop (Fenced) and can commit nothing. Each entry carries a nonce, so
+an appender whose put failed without an answer learns from reading back whether it was its own.
+Everything known about a stage is a fold over its entries: `state`.
+"""
+
+import json
+import time
+import uuid
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from modeling.errors import UserError
+from orchestrator.errors import ErrorClass, Fenced
+from orchestrator.store import Exists, Missing, Store
+
+VERSION = 1
+PUT_TRIES = 3  # for a put that fails without an answer
+
+Token = tuple[int, int]  # (epoch, attempt): a driver's claim, and its start of a worker group; attempts count from 1
+Status = Literal["new", "claimed", "running", "failed", "completed"]
+
+# Each type of entry and the fields it has beside type, token, nonce, time and version.
+FIELDS: dict[str, tuple[str, ...]] = {
+    "claimed": ("owner",),
+    "attempt": ("workers",),
+    "checkpoint": ("step", "manifest"),
+    "preempted": (),
+    "failed": ("class", "message"),
+    "retired": ("step", "manifest"),
+    "completed": ("manifest", "summary"),
+}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """time: wall clock of the writer, seconds; for people, never for decisions."""
+
+    number: int
+    type: str
+    token: Token
+    nonce: str
+    time: float
+    fields: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    step: int
+    manifest: str
+    token: Token
+    time: float
+
+
+@dataclass(frozen=True)
+class Failure:
+    """One attempt that ended without a result. step: of the newest checkpoint by then."""
+
+    error_class: ErrorClass
+    message: str
+    token: Token
+    time: float
+    step: int
+
+
+@dataclass(frozen=True)
+class StageState:
+    """checkpoints: those not retired, newest first. completed: the fields of that entry."""
+
+    status: Status = "new"
+    token: Token = (0, 0)
+    owner: dict[str, Any] | None = None
+    checkpoints: tuple[Checkpoint, ...] = ()
+    completed: dict[str, Any] | None = None
+    failures: tuple[Failure, ...] = ()
+    since_progress: tuple[ErrorClass, ...] = ()  # failures since the newest step so far grew, oldest first
+    attempts: int = 0
+    furthest: int = 0  # the largest step ever committed, retired or not
+
+
+def state(entries: Iterable[Entry]) -> StageState:
+    """The fold. Void entries change nothing."""
+    now = StageState()
+    for entry in entries:
+        if entry.token >= now.token:
+            now = _step(now, entry)
+    return now
+
+
+def _step(now: StageState, entry: Entry) -> StageState:
+    fields, token = entry.fields, entry.token
+    now = replace(now, token=token)
+    status: Status = now.status
+    if entry.type == "checkpoint":
+        new = Checkpoint(fields["step"], fields["manifest"], token, entry.time)
+        now = replace(now, checkpoints=(new, *(c for c in now.checkpoints if c.manifest != new.manifest)))
+        if new.step > now.furthest:
+            now = replace(now, furthest=new.step, since_progress=())
+    elif entry.type == "retired":
+        left = tuple(c for c in now.checkpoints if (c.step, c.manifest) != (fields["step"], fields["manifest"]))
+        now = replace(now, checkpoints=left)
+    elif entry.type == "claimed":
+        now, status = replace(now, owner=fields["owner"]), "claimed"
+    elif entry.type == "attempt":
+        now, status = replace(now, attempts=now.attempts + 1), "running"
+    elif entry.type == "completed":
+        now, status = replace(now, completed=now.completed or dict(fields)), "completed"
+    else:
+        assert entry.type in ("failed", "preempted"), entry.type
+        failed = entry.type == "failed"
+        error_class = ErrorClass(fields["class"]) if failed else ErrorClass.preempted
+        step = now.checkpoints[0].step if now.checkpoints else 0
+        failure = Failure(error_class, fields.get("message", ""), token, entry.time, step)
+        status = "failed" if failed else "claimed"
+        now = replace(now, failures=(*now.failures, failure), since_progress=(*now.since_progress, error_class))
+    return replace(now, status="completed" if now.completed is not None else status)
+
+
+class Ledger:
+    """prefix: the stage's folder in the store. Reads only what is new. One object per thread."""
+
+    def __init__(self, store: Store, prefix: str, clock: Callable[[], float] = time.time):
+        self.store, self.prefix, self.clock = store, prefix, clock
+        self._entries: list[Entry] = []
+        self._highest: Token = (0, 0)
+
+    def entries(self) -> list[Entry]:
+        """All entries there are now, void ones included. UserError for one that cannot be read."""
+        while True:
+            number = len(self._entries)
+            try:
+                data = self.store.get(self._key(number))
+            except Missing:
+                return list(self._entries)
+            entry = _parse(data, number, f"{self.store.url}/{self._key(number)}")
+            self._entries.append(entry)
+            self._highest = max(self._highest, entry.token)
+
+    def state(self) -> StageState:
+        return state(self.entries())
+
+    def check(self, token: Token) -> None:
+        """Raises Fenced where a higher token is in the ledger."""
+        self.entries()
+        if self._highest > token:
+            raise Fenced(f"{self.prefix}: token {token} gave way to {self._highest}")
+
+    def claim(self, owner: dict[str, Any]) -> Token:
+        """Takes the stage over from whoever had it. Raises Fenced where another claim came first."""
+        self.entries()
+        before = self._highest[0]
+
+        def next_token() -> Token:
+            if self._highest[0] > before:
+                raise Fenced(f"{self.prefix}: another driver claimed it first")
+            return before + 1, 0
+
+        return self._put("claimed", next_token, {"owner": owner}).token
+
+    def start_attempt(self, token: Token, workers: int) -> Token:
+        """A new attempt under the claim of `token`. Raises Fenced where that claim is no longer the newest."""
+
+        def next_token() -> Token:
+            if self._highest > token:
+                raise Fenced(f"{self.prefix}: token {token} gave way to {self._highest}")
+            return token[0], token[1] + 1
+
+        return self._put("attempt", next_token, {"workers": workers}).token
+
+    def append(self, kind: str, token: Token, **fields: Any) -> Entry:
+        """Adds an entry of a type in FIELDS ("failed" takes error_class=). Raises Fenced; nothing is written then."""
+        if "error_class" in fields:
+            fields["class"] = str(fields.pop("error_class"))
+
+        def same_token() -> Token:
+            if self._highest > token:
+                raise Fenced(f"{self.prefix}: token {token} gave way to {self._highest}")
+            return token
+
+        return self._put(kind, same_token, fields)
+
+    def _key(self, number: int) -> str:
+        return f"{self.prefix}/ledger/{number:08d}.json"
+
+    def _put(self, kind: str, token_now: Callable[[], Token], fields: dict[str, Any]) -> Entry:
+        """Puts one entry at the first free number; token_now() is asked again after whatever came in between."""
+        assert set(fields) == set(FIELDS[kind]), f"a {kind} entry has the fields {FIELDS[kind]}, not {tuple(fields)}"
+        nonce = uuid.uuid4().hex
+        while True:
+            self.entries()
+            token, number = token_now(), len(self._entries)
+            body = {
+                "version": VERSION,
+                "type": kind,
+                "token": list(token),
+                "nonce": nonce,
+                "time": self.clock(),
+                **fields,
+            }
+            with suppress(Exists):  # taken, perhaps by our own put: reading tells
+                self._create(self._key(number), json.dumps(body, allow_nan=False).encode())
+            self.entries()
+            if self._entries[number].nonce == nonce:
+                return self._entries[number]
+
+    def _create(self, key: str, data: bytes) -> None:
+        """A put that failed without an answer is tried again with the same bytes: it can only succeed once."""
+        for tries_left in reversed(range(PUT_TRIES)):
+            try:
+                return self.store.put(key, data, create=True)
+            except (ConnectionError, TimeoutError):
+                if not tries_left:
+                    raise
+
+
+def _parse(data: bytes, number: int, where: str) -> Entry:
+    damaged = "restore this file from a copy, or move the stage's folder away to start it anew"
+    try:
+        body = json.loads(data)
+        version = body["version"]
+    except (ValueError, TypeError, KeyError):
+        raise UserError("a ledger entry that is not readable JSON", where=where, remedy=damaged) from None
+    if not isinstance(version, int) or version > VERSION:
+        raise UserError(f"a ledger entry of version {version}, and this Stageline reads up to {VERSION}", where=where,
+                        remedy="install a newer Stageline")  # fmt: skip
+    try:
+        kind, (epoch, attempt) = body["type"], body["token"]
+        fields = {name: body[name] for name in FIELDS[kind]}
+        if not (type(epoch) is type(attempt) is int and epoch >= 0 and attempt >= 0):
+            raise ValueError("token")
+        if kind == "failed":
+            ErrorClass(fields["class"])
+        return Entry(number, kind, (epoch, attempt), str(body["nonce"]), float(body["time"]), fields)
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"a damaged ledger entry ({error!r})", where=where, remedy=damaged) from None

@@ -1,0 +1,77 @@
+"""One loop: stages whose parents are done, as many side by side as the resources hold, in YAML order.
+
+Invariant: a stage starts when everything it needs is done and what it asks for is free; a failed stage blocks only
+what needs it. Each running stage is one thread of the driver; this loop alone decides.
+"""
+
+import logging
+from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from typing import Any
+
+from modeling.errors import UserError
+from orchestrator.graph import blocked_by, ready
+from orchestrator.spec import Experiment, Stage
+
+log = logging.getLogger(__name__)
+POLL_S = 0.25
+
+
+def demand(stage: Stage) -> dict[str, float]:
+    """What a stage occupies while it runs: {CPU, GPU}."""
+    resources = stage.params.resources
+    return {"CPU": resources.workers * resources.cpus, "GPU": resources.workers * resources.gpus}
+
+
+def check_demand(experiment: Experiment, stages: list[str], available: dict[str, float]) -> None:
+    """Raises UserError for a stage that can never start here: Ray would wait for ever."""
+    for name in stages:
+        for what, amount in demand(experiment.stages[name]).items():
+            if amount > available.get(what, 0.0):
+                resources = experiment.stages[name].params.resources
+                each = resources.cpus if what == "CPU" else resources.gpus
+                raise UserError(
+                    f"asks for {resources.workers} workers × {each:g} {what}, and there are {available.get(what, 0):g}",
+                    where=f"stages.{name}.resources",
+                    remedy=f"lower it, e.g. stages.{name}.resources.workers=1, or connect to a larger cluster",
+                )
+
+
+def run_all(
+    experiment: Experiment,
+    done: set[str],
+    available: dict[str, float],
+    start: Callable[[str], None],
+    watch: Callable[[set[str]], Any],
+) -> dict[str, BaseException]:
+    """Run every stage that is not done. start(name) runs one to its end; watch(running) is called between.
+
+    Returns the errors by stage; empty where all are done. Raises UserError before anything starts.
+    """
+    needs = experiment.needs
+    check_demand(experiment, [name for name in needs if name not in done], available)
+    done, free = set(done), dict(available)
+    failed: dict[str, BaseException] = {}
+    running: dict[Future, str] = {}
+    with ThreadPoolExecutor(max_workers=max(1, len(needs)), thread_name_prefix="stage") as pool:
+        while True:
+            for name in ready(needs, done, set(running.values()), failed):
+                wanted = demand(experiment.stages[name])
+                if all(free.get(what, 0.0) >= amount for what, amount in wanted.items()):
+                    free = {what: free.get(what, 0.0) - wanted.get(what, 0.0) for what in {*free, *wanted}}
+                    running[pool.submit(start, name)] = name
+            if not running:
+                break
+            finished, _ = wait(running, timeout=POLL_S, return_when=FIRST_COMPLETED)
+            watch(set(running.values()))
+            for future in finished:
+                name = running.pop(future)
+                free = {what: free[what] + demand(experiment.stages[name]).get(what, 0.0) for what in free}
+                error = future.exception()
+                if error is None:
+                    done.add(name)
+                else:
+                    failed[name] = error
+        for name, culprit in blocked_by(needs, failed).items():
+            log.info("%s did not start: it needs %s", name, culprit)
+    return failed

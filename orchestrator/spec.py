@@ -1,0 +1,234 @@
+"""An experiment file, read and checked: YAML in, frozen typed models out, or one message per mistake.
+
+Invariant: an Experiment that exists can be planned: every stage has a known kind, valid parameters and the
+parents its kind takes, in a graph without cycles. Reading opens no data and builds nothing, so what the file
+names (sources, weights) may be absent. Mistakes are told as "file:line: what was found → what to do"
+(conventions.md names the keys; checks.py holds the rules between stages).
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from modeling import presets
+from orchestrator import checks, overrides, yamlfile
+from orchestrator.problems import Problems, nearest, show, suggest
+from orchestrator.yamlfile import KeyPath
+from stages.kinds import KINDS, Kind
+from stages.params import DataParams, ModelParams, StageParams, TrainParams
+
+TOP_KEYS = ("name", "storage", "seed", "model", "data", "defaults", "stages")
+# What `defaults:` may give to every training stage: all its settings but those that make it that stage.
+DEFAULT_KEYS = tuple(key for key in TrainParams.model_fields if key not in ("needs", "train", "steps", "epochs"))
+NAME = re.compile(r"[a-z0-9_-]+")
+
+M = TypeVar("M", bound=BaseModel)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One entry of `stages:`. line: where it stands in the file, 0 for one given on the command line."""
+
+    name: str
+    kind_name: str
+    kind: Kind
+    params: Any  # an instance of kind.params
+    line: int
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """storage: an absolute folder or a URL. stages: in the order of the file."""
+
+    name: str
+    path: Path
+    storage: str
+    seed: int
+    model: ModelParams
+    data: dict[str, DataParams]
+    stages: dict[str, Stage]
+
+    @property
+    def needs(self) -> dict[str, tuple[str, ...]]:
+        return {name: stage.params.needs for name, stage in self.stages.items()}
+
+    def parents(self, stage: Stage) -> list[Stage]:
+        return [self.stages[name] for name in stage.params.needs]
+
+
+def load_spec(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
+    """Raises UserError; where several things are wrong its message has a line for each, in file order."""
+    return _Reader(Path(path), overrides).read()
+
+
+class _Reader:
+    def __init__(self, path: Path, settings: Sequence[str]):
+        self.path, self.folder = path, path.absolute().parent
+        self.raw, marks = yamlfile.load(path)
+        self.problems = Problems(str(path), marks, overrides.apply(self.raw, marks, tuple(settings)))
+
+    def read(self) -> Experiment:
+        self.problems.add_not_finite(self.raw)
+        for key in self.raw:
+            if key not in TOP_KEYS:
+                self.problems.unknown((key,), TOP_KEYS)
+        name = self.name()
+        storage = self.text("storage", "a folder such as ../runs")
+        seed = self.seed()
+        model = self.model()
+        data = self.data()
+        stages = self.stages(seed)
+        self.problems.stop()
+        assert model is not None
+        return Experiment(name, self.path, self.resolve(storage), seed, model, data, stages)
+
+    def resolve(self, path: str) -> str:
+        """URLs as they are; anything else is relative to the file's folder."""
+        return path if "://" in path else str((self.folder / Path(path).expanduser()).resolve())
+
+    def text(self, key: str, example: str) -> str:
+        value = self.raw.get(key)
+        if value is None:
+            self.problems.add((key,), f"missing '{key}'", f"add '{key}:' with {example}", label=())
+        elif not isinstance(value, str) or not value:
+            self.problems.add((key,), f"must be text, found {show(value)}", f"write {example}")
+        else:
+            return value
+        return ""
+
+    def name(self) -> str:
+        name = self.text("name", "a short name such as digits-1b")
+        if name and not NAME.fullmatch(name):
+            self.problems.add(("name",), f"{name!r} is not a valid name", "use only a-z, 0-9, _ and -")
+        return name
+
+    def seed(self) -> int:
+        seed = self.raw.get("seed", 0)
+        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+            if not isinstance(seed, float) or seed == seed:
+                self.problems.add(
+                    ("seed",), f"must be an integer, 0 or more, found {show(seed)}", "write for example 'seed: 0'"
+                )
+            return 0
+        return seed
+
+    def group(self, key: str, *, required: str = "") -> dict[str, Any]:
+        """The mapping under a top-level key; absent or empty is {} unless it is required."""
+        value = self.raw.get(key)
+        if value is not None and not isinstance(value, dict):
+            self.problems.add(
+                (key,), f"must be a mapping, found {show(value)}", "write one 'key: value' a line under it"
+            )
+        elif not value and required:
+            self.problems.add((key,), f"missing '{key}'" if value is None else f"'{key}' is empty", required, label=())
+        return value if isinstance(value, dict) else {}
+
+    def validate(self, model: type[M], value: Any, path: KeyPath, defaults: KeyPath = ()) -> M | None:
+        try:  # by way of JSON: strict (no bool for int, no text for numbers), yet lists for tuples and 1 for 1.0
+            return model.model_validate_json(json.dumps(value), strict=True)
+        except ValidationError as error:
+            self.problems.add_invalid(error, model, path, defaults)
+            return None
+
+    def model(self) -> ModelParams | None:
+        raw = self.group("model", required="add 'model: {vision: ..., language: ...}'")
+        model = self.validate(ModelParams, raw, ("model",)) if raw else None
+        if model is None:
+            return None
+        found: dict[str, str] = {}
+        known = {"vision": presets.VISION, "language": presets.LANGUAGE, "tokenizer": presets.TOKENIZERS}
+        for field in presets.folders(model):
+            value = getattr(model, field)
+            if "/" not in value and value[:1] not in (".", "~") and not (self.folder / value).exists():
+                remedy = f"{suggest(value, known[field])} (or give a folder in Hugging Face layout)"
+                self.problems.add(("model", field), f"{value!r} is neither a preset nor a folder", remedy)
+            found[field] = self.resolve(value)
+        return model.model_copy(update=found)
+
+    def data(self) -> dict[str, DataParams]:
+        out = {}
+        for name, raw in self.group("data").items():
+            if (params := self.validate(DataParams, raw, ("data", name))) is not None:
+                out[name] = params.model_copy(update={"meta": self.resolve(params.meta)})
+        return out
+
+    def defaults(self) -> dict[str, Any]:
+        raw = self.group("defaults")
+        for key in raw:
+            if key not in DEFAULT_KEYS:
+                self.problems.unknown(("defaults", key), DEFAULT_KEYS)
+        return {key: value for key, value in raw.items() if key in DEFAULT_KEYS}
+
+    def stages(self, seed: int) -> dict[str, Stage]:
+        defaults = self.defaults()
+        raw = self.group("stages", required="add at least one stage")
+        kinds: dict[str, str | None] = {}
+        needs: dict[str, list[str]] = {}
+        stages: dict[str, Stage] = {}
+        for name, value in raw.items():
+            place = ("stages", name)
+            if not NAME.fullmatch(name):
+                self.problems.add(place, f"{name!r} is not a valid stage name", "use only a-z, 0-9, _ and -", label=())
+            value = {} if value is None else value
+            if not isinstance(value, dict):
+                self.problems.add(place, f"must be a mapping, found {show(value)}", "write 'kind:' and its settings")
+                continue
+            kinds[name] = kind_name = self.kind(name, value)
+            listed = value.get("needs", [])
+            if isinstance(listed, list) and all(isinstance(need, str) for need in listed):
+                needs[name] = listed
+            if kind_name is None:
+                continue
+            kind = KINDS[kind_name]
+            settings = {key: inner for key, inner in value.items() if key != "kind"}
+            params = self.params(name, kind, settings, defaults, seed)
+            if params is not None:
+                stages[name] = Stage(name, kind_name, kind, params, self.problems.place(place)[0])
+        checks.check_graph(needs, kinds, list(raw), self.problems)
+        names = list(self.group("data"))
+        for name, stage in stages.items():
+            stages[name] = checks.check_stage(stage, names, self.folder, self.problems)
+        return checks.follow_limits(stages, self.problems)
+
+    def kind(self, name: str, raw: dict[str, Any]) -> str | None:
+        given = raw.get("kind")
+        if given is None:
+            if name in KINDS:
+                return name
+            close = nearest(name, KINDS)
+            remedy = f"add 'kind: {close}'" if close else f"add 'kind:' with one of: {', '.join(KINDS)}"
+            self.problems.add(("stages", name), "missing 'kind'", remedy)
+        elif not isinstance(given, str):
+            self.problems.add(("stages", name, "kind"), f"must be text, found {show(given)}", suggest("", KINDS))
+        elif given not in KINDS:
+            self.problems.add(("stages", name, "kind"), f"unknown kind '{given}'", suggest(given, KINDS))
+        else:
+            return given
+        return None
+
+    def params(
+        self, name: str, kind: Kind, raw: dict[str, Any], defaults: dict[str, Any], seed: int
+    ) -> StageParams | None:
+        common: dict[str, Any] = {"seed": seed} if "seed" in kind.params.model_fields else {}
+        if kind.trains:
+            common = _merge({**common, **kind.defaults}, defaults)
+        params = self.validate(kind.params, _merge(common, raw), ("stages", name), ("defaults",) if kind.trains else ())
+        modules = kind.defaults.get("train")
+        if isinstance(params, TrainParams) and modules and set(params.train) != set(modules):
+            self.problems.add(("stages", name, "train"), f"this kind trains [{', '.join(modules)}]",
+                              "leave 'train' out, or write 'kind: train' for another choice")  # fmt: skip
+        return params
+
+
+def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """A new mapping: `over` wins, mappings inside are merged."""
+    out = dict(base)
+    for key, value in over.items():
+        inner = out.get(key)
+        out[key] = _merge(inner, value) if isinstance(inner, dict) and isinstance(value, dict) else value
+    return out

@@ -1,0 +1,55 @@
+"""Digests of model folders in Hugging Face layout: what they hold, not where they lie.
+
+Invariant: a copy of a folder has the same digest. Files up to SMALL bytes are read whole; of larger ones, which
+are weights, the size and 4 KiB of every MiB are read, so that planning a 78B model takes seconds, not minutes:
+two trainings of one architecture differ in every large tensor, and a tensor of a MiB or more is always sampled.
+"""
+
+import hashlib
+from pathlib import Path
+
+SMALL = 256 << 20
+STRIDE, SAMPLE = 1 << 20, 4 << 10
+
+_TOKENIZER_PARTS = ("token", "vocab", "merges", "special_tokens", "chat_template")
+_IGNORED = (".md", ".gitattributes", ".png", ".jpg")
+
+
+def weights_digest(folder: Path) -> str | None:
+    """Everything in the folder that makes a model; None where it is no model folder (config.json, weights)."""
+    files = _files(folder)
+    if not (folder / "config.json").is_file() or not any(f.suffix == ".safetensors" for f in files):
+        return None
+    return _digest(folder, files)
+
+
+def tokenizer_digest(folder: Path) -> str | None:
+    """The tokenizer's files alone; None where there are none."""
+    files = [f for f in _files(folder) if f.name.startswith(_TOKENIZER_PARTS) or f.suffix == ".model"]
+    return _digest(folder, files) if files else None
+
+
+def config_digest(folder: Path) -> str | None:
+    """config.json alone; None where it is absent."""
+    return _digest(folder, [folder / "config.json"]) if (folder / "config.json").is_file() else None
+
+
+def _files(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    return sorted(f for f in folder.iterdir() if f.is_file() and f.suffix not in _IGNORED and f.name[0] != ".")
+
+
+def _digest(folder: Path, files: list[Path]) -> str:
+    total = hashlib.sha256()
+    for path in files:
+        size = path.stat().st_size
+        total.update(f"{path.relative_to(folder).as_posix()}\0{size}\0".encode())
+        with path.open("rb") as file:
+            if size <= SMALL:
+                total.update(hashlib.file_digest(file, "sha256").digest())
+            else:
+                for offset in range(0, size, STRIDE):
+                    file.seek(offset)
+                    total.update(file.read(SAMPLE))
+    return total.hexdigest()

@@ -1,0 +1,128 @@
+"""The parameters of every stage kind: one frozen model per kind, each field documented where it lives.
+
+Fields marked `Run` (workers, ZeRO stage, checkpoint interval ...) say how a stage is run, not what it
+is: they are left out of its identity, so changing them resumes or reuses (design.md, "Storage and identity").
+Defaults are the paper's (arXiv 2412.05271, Table 3) and the official scripts' (shell/internvl2.5).
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Run = Field(json_schema_extra={"identity": False})
+Module = Literal["vit", "mlp", "language"]
+
+
+class Params(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    def identity(self) -> dict[str, Any]:
+        """What the stage IS: all fields but those marked Run, nested models included."""
+        out = {}
+        for name, info in type(self).model_fields.items():
+            extra = info.json_schema_extra
+            if isinstance(extra, dict) and extra.get("identity") is False:
+                continue
+            value = getattr(self, name)
+            out[name] = value.identity() if isinstance(value, Params) else self.model_dump(mode="json")[name]
+        return out
+
+
+class ModelParams(Params):
+    """`model:` — which parts the model is built of."""
+
+    vision: str = Field(description="a preset (modeling/presets.py) or a Hugging Face folder")
+    language: str = Field(description="a preset or a Hugging Face folder")
+    tokenizer: str | None = Field(default=None, description="a preset or a folder; None: the language model's own")
+    tile_size: int | None = Field(default=None, gt=0, description="pixels per tile side; None: the vision preset's")
+    drop_path: float = Field(default=0.0, ge=0, lt=1)
+
+
+class DataParams(Params):
+    """`data.<name>:` — one mixture."""
+
+    meta: str = Field(description="an InternVL meta JSON; paths inside it are relative to it")
+    system: str | None = Field(default=None, description="system prompt; None: the official one; '' leaves it empty")
+
+
+class Packing(Params):
+    max_tokens: int = Field(default=16384, gt=0)
+    max_tiles: int = Field(default=48, gt=0)
+    policy: Literal["best_fit", "official_first_fit"] = "best_fit"
+
+
+class LossParams(Params):
+    weight: Literal["token", "sample", "square"] = "square"
+    unit: Literal["conversation", "response"] = "conversation"
+
+
+class Schedule(Params):
+    """Cosine with linear warmup. `horizon` is where the cosine ends, apart from where the stage stops."""
+
+    warmup: int = Field(default=0, ge=0, description="optimizer steps")
+    horizon: int | None = Field(default=None, gt=0, description="optimizer steps; None: the stage's own length")
+    min_lr_ratio: float = Field(default=0.0, ge=0, le=1)
+
+
+class CheckpointParams(Params):
+    every: int = Field(default=100, gt=0, description="optimizer steps between checkpoints")
+    keep: int = Field(default=3, gt=0, description="checkpoints kept while the stage runs")
+
+
+class Resources(Params):
+    workers: int = Field(default=1, gt=0, description="ranks of a training stage, parallel tasks of another")
+    cpus: float = Field(default=1, gt=0, description="CPU cores per worker")
+    gpus: float = Field(default=0, ge=0, description="GPUs per worker")
+
+
+class StageParams(Params):
+    """What every stage has."""
+
+    needs: Annotated[tuple[str, ...], Run] = ()
+    resources: Annotated[Resources, Run] = Resources()
+
+
+class PrepareParams(StageParams):
+    data: str = Field(description="the name of a mixture under `data:`")
+    max_tokens: int = Field(default=16384, gt=0, description="longer samples are rejected")
+    max_tiles_per_sample: int = Field(default=48, gt=0, description="samples with more tiles are rejected")
+    max_tiles: int = Field(default=12, gt=0, description="tiles per image where the meta gives no max_dynamic_patch")
+    max_rejected: float = Field(default=0.01, ge=0, le=1, description="share of samples that may be rejected")
+    verify: Literal["full", "header"] = "full"
+    repeat: Literal["sampled", "official_prefix"] = "sampled"
+    tile_tie: Literal["strict", "inclusive"] = "strict"
+    shard_megabytes: float = Field(default=64, gt=0)
+
+
+class TrainParams(StageParams):
+    train: tuple[Module, ...] = Field(min_length=1)
+    lr: float = Field(gt=0)
+    global_batch: int = Field(gt=0, description="packs per optimizer step, whatever the number of workers")
+    steps: int | None = Field(default=None, gt=0, description="where the stage stops; exclusive with epochs")
+    epochs: float | None = Field(default=None, gt=0)
+    packing: Packing = Packing()
+    loss: LossParams = LossParams()
+    schedule: Schedule = Schedule()
+    weight_decay: float = Field(default=0.01, ge=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = Field(default=1e-8, gt=0)
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    drop_path: float = Field(default=0.0, ge=0, lt=1)
+    precision: Literal["fp32", "bf16"] = "bf16"
+    seed: int = Field(default=0, ge=0)
+    max_lost: float = Field(
+        default=0.001, ge=0, le=1, description="share of samples that may fail to decode in training"
+    )
+    deepspeed: Annotated[int | Path, Run] = 1
+    checkpoint: Annotated[CheckpointParams, Run] = CheckpointParams()
+
+
+class EvaluateParams(StageParams):
+    limit: int | None = Field(default=None, gt=0, description="questions per task; None: all")
+    max_new_tokens: int = Field(default=16, gt=0)
+    batch: Annotated[int, Field(gt=0), Run] = 64
+
+
+class ExportParams(StageParams):
+    layout: Literal["hf"] = "hf"

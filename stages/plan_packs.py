@@ -1,0 +1,80 @@
+"""The packing plan of a training stage: made by the driver on lengths alone, before any process group exists.
+
+Packing inside ranks ends in collective time-outs (Megatron-Bridge #1505). The plan is a pure function of (index,
+repeat factors, seed, budgets, global batch), stored beside the stage, so that what was trained can be looked up later.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from modeling.epochs import StepPlan, plan_steps
+from modeling.errors import DataError
+from modeling.loss import total_weight
+from modeling.shards import ShardReader
+from stages.io import Input, StageIO
+
+PLAN = "plan.npz"
+
+
+def parent(io: StageIO, kind: str) -> Input | None:
+    """The one parent of a base kind, or None."""
+    return next((item for item in io.inputs.values() if item.kind == kind), None)
+
+
+def data_parent(io: StageIO) -> Input:
+    found = parent(io, "prepare")
+    assert found is not None, "the spec lets no stage pass without its data"
+    return found
+
+
+def plan_packs(io: StageIO) -> None:
+    """Write the plan of all steps. Raises DataError where a sample fits no pack."""
+    params, data = io.params, data_parent(io)
+    index = ShardReader(data.folder).index
+    tokens, tiles = np.asarray(index["tokens"]), np.asarray(index["tiles"])
+    budget = params.packing
+    too_big = np.flatnonzero((tokens > budget.max_tokens) | (tiles > budget.max_tiles))
+    if len(too_big):
+        i = int(too_big[0])
+        raise DataError(
+            f"{len(too_big)} samples fit no pack of {budget.max_tokens} tokens and {budget.max_tiles} tiles; the first, "
+            f"{index['id'][i]}, has {tokens[i]} tokens and {tiles[i]} tiles",
+            where=f"stages.{io.stage}.packing",
+            remedy=f"raise packing, or lower max_tokens or max_tiles_per_sample of stage {data.name}",
+        )
+    plan = plan_steps(
+        tokens, tiles, np.asarray(index["repeat"], dtype=np.float64),
+        max_tokens=budget.max_tokens, max_tiles=budget.max_tiles, global_batch=params.global_batch,
+        seed=params.seed, policy=budget.policy, repeat=data.params["repeat"], steps=params.steps, epochs=params.epochs,
+        groups=np.unique(index["dataset"], return_inverse=True)[1],
+    )  # fmt: skip
+    path = io.scratch / PLAN
+    plan.save(path)
+    io.keep(PLAN, path)
+    fill = sum(int(tokens[plan.sample[pack]].sum()) for pack in plan.packs) / (len(plan.packs) * budget.max_tokens)
+    io.log(
+        f"{len(plan.packs):,} packs of {len(plan.sample):,} samples in {plan.steps:,} steps, "
+        f"token fill {fill:.1%}, {int(plan.epoch.max()) + 1} epochs begun"
+    )
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Per-sample figures that the training loop needs without decoding anything."""
+
+    weight: np.ndarray  # float64: what a sample adds to the denominator of the loss
+    cost: np.ndarray  # float64: relative cost of its forward and backward
+
+    @classmethod
+    def of(cls, reader: ShardReader, reduction: str, unit: str, tokens_per_tile: int) -> "Lengths":
+        index = reader.index
+        weight = np.array([total_weight(answers, reduction, unit) for answers in index["answers"]], dtype=np.float64)
+        # a tile passes the ViT with four patches per token that reaches the language model
+        cost = np.asarray(index["tokens"]) + 4.0 * tokens_per_tile * np.asarray(index["tiles"])
+        return cls(weight, cost)
+
+
+def step_weight(plan: StepPlan, lengths: Lengths, step: int) -> float:
+    """The denominator of a step's loss: the weight of the whole global batch, known without any exchange."""
+    return float(sum(lengths.weight[plan.sample[pack]].sum() for pack in plan.step(step)))

@@ -1,0 +1,88 @@
+"""A StageIO in memory, for running a stage without a driver."""
+
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from stages.io import Input, ResumePoint, Signal
+
+
+class Stopped(Exception):
+    """What `stopped` raises."""
+
+
+class FakeIO:
+    """Records what the stage reports. workers: threads of `map`. stop_at: answers `stop` from that step on."""
+
+    def __init__(
+        self,
+        folder: Path,
+        params: Any,
+        *,
+        model: Any = None,
+        sources: dict[str, Any] | None = None,
+        inputs: dict[str, Input] | None = None,
+        workers: int = 1,
+        stop_at: int | None = None,
+    ):
+        self.stage, self.fingerprint = "stage", "0" * 64
+        self.params, self.model = params, model
+        self.sources, self.inputs = sources or {}, inputs or {}
+        self.rank, self.world = 0, 1
+        self.folder, self.scratch = folder, folder / "scratch"
+        self.scratch.mkdir(parents=True)
+        self.workers, self.stop_at = workers, stop_at
+        self.ticks: list[tuple[int, int, dict[str, Any]]] = []
+        self.lines: list[str] = []
+        self.summary: dict[str, Any] | None = None
+
+    @property
+    def result(self) -> Path:
+        return self.folder / "result"
+
+    @property
+    def kept(self) -> Path:
+        return self.folder / "kept"
+
+    def resume_point(self) -> ResumePoint | None:
+        return None
+
+    def tick(self, step: int, total: int, row: dict[str, Any]) -> Signal:
+        self.ticks.append((step, total, row))
+        return Signal(stop=self.stop_at is not None and step >= self.stop_at)
+
+    def flush(self, step: int) -> None:
+        raise AssertionError("not a training stage")
+
+    def stopped(self, step: int) -> None:
+        raise Stopped(step)
+
+    def log(self, message: str) -> None:
+        self.lines.append(message)
+
+    def put_shard(self, step: int, name: str, path: Path) -> dict[str, Any]:
+        raise AssertionError("not a training stage")
+
+    def commit(self, step: int, files: list[dict[str, Any]], meta: dict[str, Any]) -> None:
+        raise AssertionError("not a training stage")
+
+    def keep(self, name: str, path: Path) -> None:
+        self.kept.mkdir(exist_ok=True)
+        shutil.copyfile(path, self.kept / name)
+
+    def fetch(self, name: str) -> Path:
+        return self.kept / name
+
+    def complete(self, folder: Path, summary: dict[str, Any]) -> None:
+        assert self.summary is None, "a stage completes once"
+        shutil.copytree(folder, self.result)
+        self.summary = summary
+
+    def map(self, function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
+        if self.workers == 1:
+            yield from map(function, items)
+            return
+        with ThreadPoolExecutor(self.workers) as pool:
+            yield from pool.map(function, items)

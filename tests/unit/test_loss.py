@@ -1,0 +1,153 @@
+"""The weighted loss against the official one (tests/data/golden/loss.json) and against plain autograd."""
+
+import json
+import math
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from modeling.loss import sample_weight, token_weights, total_weight, weighted_cross_entropy
+
+CASES = json.loads((Path(__file__).parents[1] / "data" / "golden" / "loss.json").read_text())["cases"]
+REDUCTIONS = ["token", "sample", "square"]
+
+
+def lengths(sample) -> list[int]:
+    return [end - start for start, end in sample["spans"]]
+
+
+def loss_sum(samples, reduction, unit="conversation") -> float:
+    """The samples' sum of w * ce through the real code, by a vocabulary of two whose logits give the stated ce."""
+    weights = []
+    for sample in samples:
+        positions = [position for start, end in sample["spans"] for position in range(start, end)]
+        weights.append(token_weights(sample["spans"], sample["len"], reduction, unit)[positions])
+        assert weights[-1].all() and len(positions) == len(sample["ce"])
+    if not weights:
+        return 0.0
+    ce = torch.tensor([value for sample in samples for value in sample["ce"]], dtype=torch.float64)
+    hidden = torch.stack([torch.zeros_like(ce), torch.log(torch.expm1(ce))], dim=1).float()  # ce = log(1 + exp(z))
+    targets = torch.zeros(len(ce), dtype=torch.long)
+    return float(weighted_cross_entropy(hidden, torch.eye(2), targets, torch.from_numpy(np.concatenate(weights)), 50))
+
+
+def mean_over(samples, reduction, unit="conversation") -> float:
+    weight = math.fsum(total_weight(lengths(sample), reduction, unit) for sample in samples)
+    return loss_sum(samples, reduction, unit) / weight
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: str(case["id"]))
+def test_mean_over_the_global_batch_is_exact(case, reduction):
+    expected = case["expected"][reduction]
+    samples = [sample for micro_step in case["packs"] for rank in micro_step for sample in rank]
+    assert mean_over(samples, reduction) == pytest.approx(expected["exact_global_window"], rel=1e-5)
+    response = expected["derived_paper_response_unit_exact_global_window"]
+    assert mean_over(samples, reduction, "response") == pytest.approx(response, rel=1e-5)
+    random.Random(0).shuffle(samples)
+    assert mean_over(samples, reduction) == pytest.approx(expected["exact_global_window"], rel=1e-5)
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("case", [case for case in CASES if case["accum"] == 1], ids=lambda case: str(case["id"]))
+def test_without_accumulation_it_is_the_official_loss(case, reduction):
+    official = case["expected"][reduction]["official_all_gather"]
+    (ranks,) = case["packs"]
+    denominator = math.fsum(total_weight(lengths(sample), reduction) for rank in ranks for sample in rank)
+    per_rank = [len(ranks) * loss_sum(rank, reduction) / denominator for rank in ranks]
+    assert per_rank == pytest.approx(official["per_micro_step_per_rank"][0], rel=1e-5)
+    assert sum(per_rank) / len(ranks) == pytest.approx(official["step_mean_over_micro_steps"], rel=1e-5)
+
+
+def test_golden_cases_cover_accumulation_and_its_absence():
+    assert {case["accum"] > 1 for case in CASES} == {True, False}
+
+
+def test_a_step_without_labels_adds_nothing():
+    # Officially 0/0: NaN.
+    weights = token_weights([], 5, "square")
+    assert weights.tolist() == [0.0] * 5 and total_weight([], "square") == 0.0
+    hidden = torch.randn(0, 3, requires_grad=True)
+    matrix = torch.randn(4, 3, requires_grad=True)
+    loss = weighted_cross_entropy(hidden, matrix, torch.zeros(0, dtype=torch.long), torch.zeros(0))
+    loss.backward()
+    assert loss.item() == 0.0 and loss.dtype == torch.float32
+    assert matrix.grad is not None and not matrix.grad.any()
+
+
+def test_sample_weights():
+    assert [sample_weight(4, reduction) for reduction in REDUCTIONS] == [1.0, 0.25, 0.5]  # type: ignore
+    assert [sample_weight(0, reduction) for reduction in REDUCTIONS] == [0.0, 0.0, 0.0]  # type: ignore
+    with pytest.raises(ValueError, match="reduction"):
+        sample_weight(4, "mean")  # type: ignore
+    with pytest.raises(ValueError, match="supervised_tokens"):
+        sample_weight(-1, "token")
+    with pytest.raises(ValueError, match="unit"):
+        total_weight([1], "token", "turn")  # type: ignore
+
+
+@pytest.mark.parametrize("unit", ["conversation", "response"])
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_the_denominator_is_the_sum_of_the_token_weights(reduction, unit):
+    spans = [[2, 5], [7, 16], [18, 18], [20, 21]]
+    weights = token_weights(spans, 25, reduction, unit)
+    assert weights.dtype == np.float32 and weights.shape == (25,)
+    assert weights.sum() == pytest.approx(total_weight([3, 9, 0, 1], reduction, unit), rel=1e-6)
+    supervised = {i for start, end in spans for i in range(start, end)}
+    assert set(np.flatnonzero(weights).tolist()) == supervised
+    if (reduction, unit) == ("square", "response"):
+        assert weights[[2, 7, 20]].tolist() == pytest.approx([1 / math.sqrt(3), 1 / 3, 1.0])
+    if (reduction, unit) == ("sample", "conversation"):
+        assert weights[[2, 7, 20]].tolist() == pytest.approx([1 / 13] * 3)
+
+
+@pytest.mark.parametrize("chunk", [1, 5, 17, 100])
+def test_chunks_give_the_loss_and_gradients_of_full_logits(chunk):
+    torch.manual_seed(0)
+    hidden, matrix = torch.randn(17, 8, requires_grad=True), torch.randn(30, 8, requires_grad=True)
+    targets, weights = torch.randint(30, (17,)), torch.rand(17)
+    ce = torch.nn.functional.cross_entropy(hidden @ matrix.T, targets, reduction="none")
+    expected = torch.autograd.grad((ce * weights).sum(), (hidden, matrix))
+    loss = weighted_cross_entropy(hidden, matrix, targets, weights, chunk)
+    torch.testing.assert_close(loss, (ce * weights).sum())
+    for got, wanted in zip(torch.autograd.grad(loss, (hidden, matrix)), expected, strict=True):
+        torch.testing.assert_close(got, wanted)
+
+
+def test_logits_of_all_positions_never_exist_at_once():
+    n, vocabulary, chunk = 64, 512, 8
+    largest = 0
+
+    class Watch(torch.overrides.TorchFunctionMode):
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            nonlocal largest
+            out = func(*args, **(kwargs or {}))
+            if isinstance(out, torch.Tensor):
+                largest = max(largest, out.numel())
+            return out
+
+    saved = 0
+
+    def pack(tensor):
+        nonlocal saved
+        saved = max(saved, tensor.numel())
+        return tensor
+
+    hidden, matrix = torch.randn(n, 4, requires_grad=True), torch.randn(vocabulary, 4, requires_grad=True)
+    targets, weights = torch.zeros(n, dtype=torch.long), torch.ones(n)
+    with Watch(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        loss = weighted_cross_entropy(hidden, matrix, targets, weights, chunk)
+    assert largest == chunk * vocabulary  # one chunk's logits
+    assert saved < chunk * vocabulary  # and none of them are kept for the backward pass
+    loss.backward()
+    assert hidden.grad is not None and hidden.grad.abs().sum() > 0
+
+
+def test_bf16_states_give_an_fp32_loss():
+    hidden, matrix = torch.randn(6, 4).bfloat16().requires_grad_(), torch.randn(9, 4).bfloat16()
+    loss = weighted_cross_entropy(hidden, matrix, torch.arange(6), torch.ones(6))
+    loss.backward()
+    assert loss.dtype == torch.float32 and hidden.grad is not None and hidden.grad.dtype == torch.bfloat16
