@@ -19,10 +19,10 @@ from torch import Tensor
 from modeling.attention import Segments
 from modeling.epochs import StepPlan
 from modeling.errors import DataError
-from modeling.loss import token_weights
+from modeling.loss import Reduction, Unit, token_weights
 from modeling.shards import ShardReader
 from modeling.template import encode_conversation
-from modeling.tiles import split_image, tiles_per_image_limit, to_pixels
+from modeling.tiles import Tie, split_image, tiles_per_image_limit, to_pixels
 
 
 @dataclass
@@ -40,7 +40,7 @@ class Counts:
 
 @dataclass
 class Batch:
-    """One packed row. input_ids, position_ids [1, L]; positions, targets, weights [supervised]; pixels [tiles, 3, S, S].
+    """One packed row. input_ids, position_ids [1, L]; positions, targets, weights [n]; pixels [tiles, 3, S, S].
 
     positions: where in the row the prediction of `targets` is made (already shifted by one).
     uniforms: [tiles, depth, 2] for drop path. ids: the sample ids, for error messages.
@@ -87,11 +87,14 @@ class Batcher:
 
     def __init__(
         self, reader: ShardReader, plan: StepPlan, tokenizer, *, tile_size: int, tokens_per_tile: int,
-        system: str | None, reduction: str, unit: str, seed: int, depth: int = 0, tile_tie: str = "strict",
+        system: str | None, reduction: Reduction, unit: Unit, seed: int, depth: int = 0, tile_tie: Tie = "strict",
     ):  # fmt: skip
         self.reader, self.plan, self.tokenizer = reader, plan, tokenizer
         self.tile_size, self.tokens_per_tile, self.system = tile_size, tokens_per_tile, system
-        self.reduction, self.unit, self.seed, self.depth, self.tile_tie = reduction, unit, seed, depth, tile_tie
+        self.reduction: Reduction = reduction
+        self.unit: Unit = unit
+        self.tile_tie: Tie = tile_tie
+        self.seed, self.depth = seed, depth
 
     def _tiles(self, images: list[Image.Image], row, rng: np.random.Generator) -> tuple[list[Image.Image], list[int]]:
         limit = tiles_per_image_limit(int(row["max_tiles"]), max(1, len(images)))
@@ -128,8 +131,8 @@ class Batcher:
             length = len(encoded.input_ids)
             if length != int(row["tokens"]):
                 raise DataError(
-                    f"{length} tokens where the index planned {row['tokens']}",
-                    where=f"sample {row['id']}", remedy="run prepare again: stageline run --redo its stage",
+                    f"{length} tokens, planned were {row['tokens']}",
+                    where=f"sample {row['id']}", remedy="delete the prepare stage's folder and run again",
                 )  # fmt: skip
             labels = np.asarray(encoded.labels)
             places = np.flatnonzero(labels != -100)

@@ -82,5 +82,5 @@ class FragmentReader:
             raise CheckpointError(
                 f"parameter {fragment.name} [{fragment.start}:{fragment.start + fragment.count}] ({part}) is not "
                 f"in the checkpoint beyond {fragment.start + filled}",
-                remedy="the stage trains other modules than the checkpoint: run it with --redo",
+                remedy="the checkpoint was written for other trained modules; delete its folder to fall back",
             )

@@ -5,14 +5,16 @@ numbers come with the batch, drawn from (seed, step, sample occurrence): so the 
 whatever rank or micro-step they land in, and a resumed run repeats them.
 """
 
+from typing import Any
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 
 class DropPath:
     """Hooks on the attention and MLP branches of every layer; `set` gives the numbers for the next forward."""
 
-    def __init__(self, tower: nn.Module, rate: float):
+    def __init__(self, tower: Any, rate: float):
         self._scales: Tensor | None = None
         layers = tower.encoder.layer
         self._rates = torch.linspace(0, rate, len(layers))

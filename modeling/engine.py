@@ -38,7 +38,7 @@ def deepspeed_config(setting: int | Path, precision: str) -> dict[str, Any]:
             )  # fmt: skip
         config = {key: value for key, value in config.items() if key not in ours}
     else:
-        config = {"zero_optimization": {"stage": setting}}
+        config: dict[str, Any] = {"zero_optimization": {"stage": setting}}
     zero = config.setdefault("zero_optimization", {})
     stage = zero.setdefault("stage", 0)
     if stage not in (0, 1, 2):
@@ -57,7 +57,8 @@ def build_ops() -> str:
     """Compile (once, then cached) the op that DeepSpeed's first initialize on CPU needs; what was done, in words."""
     from deepspeed.accelerator import get_accelerator
 
-    builder = get_accelerator().create_op_builder("ShareMemCommBuilder")
+    accelerator: Any = get_accelerator()
+    builder = accelerator.create_op_builder("ShareMemCommBuilder")
     if builder is None or not builder.is_compatible():
         return "no shared-memory op on this platform, gloo serves"
     builder.load(verbose=False)
@@ -97,10 +98,11 @@ class Engine:
         ]
         groups = [group for group in groups if group["params"]]
         self.optimizer = torch.optim.AdamW(groups, lr=0.0, betas=betas, eps=eps, foreach=False)
-        self.engine, *_ = deepspeed.initialize(
+        engine, *_ = deepspeed.initialize(
             model=module, optimizer=self.optimizer, config=config, dist_init_required=False
         )
-        self.device = self.engine.device
+        self.engine: Any = engine
+        self.device: torch.device = self.engine.device
         self._create_state()
 
     def backward(self, loss: Tensor) -> None:
@@ -108,9 +110,9 @@ class Engine:
         self.engine.backward(loss * (self.world * self.accumulation))
 
     def step(self, lr: float) -> float | None:
-        """At every micro-step: moves to the next; at the last one updates the weights. Returns the gradient norm then."""
+        """At every micro-step: to the next one; at the last update the weights and return the gradient norm."""
         last = self.engine.is_gradient_accumulation_boundary()
-        norm = None
+        norm: Any = None
         if last:
             for group in self.optimizer.param_groups:
                 group["lr"] = lr

@@ -74,7 +74,7 @@ def build_model(resolved: Resolved, tokenizer, seed: int) -> InternVLForConditio
 
 def _load_language(model: InternVLForConditionalGeneration, folder: Path, vocabulary: int) -> None:
     """Copy a language model in; new head rows are the mean of the old ones, new input rows stay fresh (§1.5)."""
-    source = AutoLanguageModel.from_pretrained(folder, use_safetensors=True, dtype=torch.float32)
+    source: Any = AutoLanguageModel.from_pretrained(folder, use_safetensors=True, dtype=torch.float32)
     old = source.get_input_embeddings().weight.shape[0]
     state = {name: tensor for name, tensor in source.state_dict().items() if name.startswith("model.")}
     head = source.get_output_embeddings().weight.detach()
@@ -104,9 +104,10 @@ def load_model(path: str | Path) -> tuple[InternVLForConditionalGeneration, Any]
         raise CheckpointError(
             f"model type {kind!r} is not 'internvl'", where=str(path), remedy="give a folder that export wrote"
         )
-    model, info = InternVLForConditionalGeneration.from_pretrained(
+    loaded: Any = InternVLForConditionalGeneration.from_pretrained(
         path, output_loading_info=True, use_safetensors=True, dtype="auto"
     )
+    model, info = loaded
     wrong = {key: sorted(info[key]) for key in ("missing_keys", "unexpected_keys", "mismatched_keys") if info.get(key)}
     if wrong:
         raise CheckpointError(f"weights do not fit the configuration: {wrong}", where=str(path))
@@ -148,7 +149,7 @@ class TrainingLoss(nn.Module):
         self.drop_path = DropPath(model.model.vision_tower, drop_path) if self.vit and drop_path else None
 
     def image_features(self, pixels: Tensor, uniforms: Tensor | None) -> Tensor:
-        """pixels [tiles, 3, S, S] -> [tiles · tokens_per_tile, hidden], differentiated only as far as the stage trains."""
+        """pixels [tiles, 3, S, S] -> [tiles · tokens_per_tile, hidden], with only the gradients the stage needs."""
         model = self.internvl.model
         with torch.set_grad_enabled(self.vit):
             if self.drop_path is not None:

@@ -69,7 +69,7 @@ class Resolved:
 
 def folders(params: Any) -> dict[str, Path]:
     """The parts of `model:` that are folders rather than presets, by field name."""
-    named = {"vision": (params.vision, VISION), "language": (params.language, LANGUAGE)}
+    named: dict[str, tuple[str, Any]] = {"vision": (params.vision, VISION), "language": (params.language, LANGUAGE)}
     if params.tokenizer:
         named["tokenizer"] = (params.tokenizer, TOKENIZERS)
     return {field: Path(value) for field, (value, presets) in named.items() if value not in presets}

@@ -35,7 +35,7 @@ def start_ray(address: str | None) -> dict[str, float]:
             ray.init(address=address, **common)
         else:
             ray.init(address="local", include_dashboard=False, _node_ip_address="127.0.0.1", **common)
-    return ray.cluster_resources()
+    return dict(ray.cluster_resources())
 
 
 def stop_ray() -> None:

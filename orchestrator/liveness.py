@@ -114,19 +114,18 @@ def presumed_dead(
 ) -> bool:
     """Watches for up to `timeout` seconds: True as soon as the owner is known to be gone, or at the end without a
     sign of life; False with the first. who: the owner in the ledger, None where it is not known."""
+    first, start = _read(store, prefix, epoch), clock()
+    if first is not None and first["signed_off"]:  # perhaps by this very process, which still runs
+        return True
     seen = alive(who) if who is not None else None
     if seen is not None:
         return not seen
-    first, start = _read(store, prefix, epoch), clock()
-    while True:
-        if first is not None and first["signed_off"]:
-            return True
-        if clock() - start >= timeout:
-            return True
+    while clock() - start < timeout:
         sleep(timeout / 20)
         now = _read(store, prefix, epoch)
         if now != first:
             return now is not None and now["signed_off"]
+    return True
 
 
 def _read(store: Store, prefix: str, epoch: int) -> dict[str, Any] | None:

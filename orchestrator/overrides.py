@@ -31,6 +31,9 @@ def apply(data: dict[str, Any], marks: Marks, overrides: list[str] | tuple[str, 
         for old in [p for p in (*marks, *places) if p[: len(path)] == path]:
             marks.pop(old, None)
             places.pop(old, None)
+        for depth in range(1, len(path)):
+            if path[:depth] not in marks:  # a group that this override opened
+                places.setdefault(path[:depth], where)
         places[path] = where
     return places
 

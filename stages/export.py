@@ -11,7 +11,7 @@ from modeling.template import DEFAULT_SYSTEM
 from stages.io import StageIO
 from stages.plan_packs import parent
 
-# The official `internvl2_5` template in Jinja; a leading system message replaces the official system prompt (recipe §1.6).
+# The official `internvl2_5` template in Jinja; a leading system message replaces the official system prompt.
 CHAT_TEMPLATE = (
     "{%- if messages[0]['role'] != 'system' %}<|im_start|>system\n" + DEFAULT_SYSTEM + "<|im_end|>\n{% endif -%}"
     "{%- for message in messages %}<|im_start|>{{ message['role'] }}\n"

@@ -10,7 +10,7 @@ import numpy as np
 
 from modeling.epochs import StepPlan, plan_steps
 from modeling.errors import DataError
-from modeling.loss import total_weight
+from modeling.loss import Reduction, Unit, total_weight
 from modeling.shards import ShardReader
 from stages.io import Input, StageIO
 
@@ -38,7 +38,7 @@ def plan_packs(io: StageIO) -> None:
     if len(too_big):
         i = int(too_big[0])
         raise DataError(
-            f"{len(too_big)} samples fit no pack of {budget.max_tokens} tokens and {budget.max_tiles} tiles; the first, "
+            f"{len(too_big)} samples fit no pack of {budget.max_tokens} tokens, {budget.max_tiles} tiles; the first, "
             f"{index['id'][i]}, has {tokens[i]} tokens and {tiles[i]} tiles",
             where=f"stages.{io.stage}.packing",
             remedy=f"raise packing, or lower max_tokens or max_tiles_per_sample of stage {data.name}",
@@ -67,7 +67,7 @@ class Lengths:
     cost: np.ndarray  # float64: relative cost of its forward and backward
 
     @classmethod
-    def of(cls, reader: ShardReader, reduction: str, unit: str, tokens_per_tile: int) -> "Lengths":
+    def of(cls, reader: ShardReader, reduction: Reduction, unit: Unit, tokens_per_tile: int) -> "Lengths":
         index = reader.index
         weight = np.array([total_weight(answers, reduction, unit) for answers in index["answers"]], dtype=np.float64)
         # a tile passes the ViT with four patches per token that reaches the language model

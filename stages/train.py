@@ -10,6 +10,7 @@ import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -53,7 +54,8 @@ class Trainer:
         self.plan = StepPlan.load(io.fetch(PLAN))
         per_tile = self.model.config.image_seq_length
         self.lengths = Lengths.of(self.reader, params.loss.weight, params.loss.unit, per_tile)
-        depth = self.model.config.vision_config.num_hidden_layers if params.drop_path and "vit" in params.train else 0
+        vision: Any = self.model.config.vision_config
+        depth = vision.num_hidden_layers if params.drop_path and "vit" in params.train else 0
         self.batcher = Batcher(
             self.reader, self.plan, self.tokenizer, tile_size=self.tile_size, tokens_per_tile=per_tile,
             system=io.sources[data.params["data"]].system, reduction=params.loss.weight, unit=params.loss.unit,
@@ -99,7 +101,7 @@ class Trainer:
     def rows(self, first: int):
         """This rank's micro-batches from step `first` on, decoded ahead: yields (batch, seconds waited for it)."""
         places = ((step, pack) for step in range(first, self.plan.steps) for pack in self._mine(step))
-        token = self.tokenizer.eos_token_id
+        token: Any = self.tokenizer.eos_token_id
 
         def build(place) -> Batch:
             step, pack = place
@@ -183,7 +185,7 @@ class Trainer:
         return dict(zip(mine, vector.tolist(), strict=True))
 
     def row(self, step: int, summed: dict, norm, lr: float, seconds: float, stall: float) -> dict:
-        """One line of metrics.jsonl. Names: docs of the field's common tools (conventions of ms-swift, NeMo, torchtitan)."""
+        """One line of metrics.jsonl, under the names of the field's common tools."""
         params, packs = self.params, self.plan.step(step)
         costs = [float(self.lengths.cost[self.plan.sample[pack]].sum()) for pack in packs]
         loads = [sum(costs[i] for i in rank) for rank in balance(costs, self.io.world)]
@@ -215,7 +217,7 @@ class Trainer:
     def check_lost(self) -> None:
         if self.lost > max(1.0, self.params.max_lost * self.seen):
             raise DataError(
-                f"{self.lost} of {self.seen} samples could not be decoded in training (max_lost {self.params.max_lost})",
+                f"{self.lost} of {self.seen} samples could not be decoded (max_lost {self.params.max_lost})",
                 where=f"stages.{self.io.stage}", remedy="run prepare again on the sources, or raise max_lost",
             )  # fmt: skip
 

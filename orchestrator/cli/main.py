@@ -1,4 +1,4 @@
-"""The command `stageline`. A user's mistake is one message on stderr and exit code 2; a bug of ours a traceback and 1."""
+"""The command `stageline`. A user's mistake is one message on stderr and exit 2; a bug of ours a traceback and 1."""
 
 import argparse
 import os
@@ -43,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Parse and run; returns the exit code: 0 done, 1 our bug or a lost machine, 2 the user's to mend, 130 interrupted."""
+    """Exit code: 0 done, 1 our bug or a lost machine, 2 the user's to mend, 130 interrupted."""
     options = parser().parse_args(arguments)
     try:
         return options.function(options)

@@ -134,7 +134,7 @@ def test_overrides_change_the_file_as_if_they_stood_in_it(tmp_path):
 def test_a_wrong_override_is_named_instead_of_a_line(tmp_path, override, expected):
     with pytest.raises(UserError) as caught:
         load_spec(write(tmp_path), [override])
-    assert str(caught.value).split("\n")[0].find(expected) >= 0, str(caught.value)
+    assert expected in str(caught.value).split("\n")[0]
 
 
 def test_a_deepspeed_file_is_found_beside_the_experiment(tmp_path):
@@ -165,11 +165,11 @@ def test_a_file_that_cannot_be_read(tmp_path, kind):
 
 
 def test_scalars_follow_yaml_1_2():
-    text = "{a: 1e-3, b: 1E5, c: no, d: 012, e: 1_000, f: '3', g: 12:30, h: 0x10, i: 2024-01-01, j: ~, k: .5, l: true, m: -2.}"
+    text = "{a: 1e-3, b: 1E5, c: no, d: 012, e: 1_000, f: '3', g: 12:30, h: 0x10, i: 2024-01-01, j: ~, k: .5, l: true}"
     data, _ = yamlfile.parse(text, "x")
     assert data == {
         "a": 0.001, "b": 100000.0, "c": "no", "d": 12, "e": 1000, "f": "3", "g": "12:30", "h": 16, "i": "2024-01-01",
-        "j": None, "k": 0.5, "l": True, "m": -2.0,
+        "j": None, "k": 0.5, "l": True,
     }  # fmt: skip
     assert type(data["b"]) is float and type(data["d"]) is int
 

@@ -1,0 +1,333 @@
+"""The ledger under races, zombies, lost answers and kills; and whether an owner is still there."""
+
+import json
+import os
+import random
+import subprocess
+import sys
+import time as time_module
+from contextlib import suppress
+
+import pytest
+
+from modeling.errors import UserError
+from orchestrator import liveness
+from orchestrator.errors import ErrorClass, Fenced
+from orchestrator.ledger import Ledger, StageState, state
+from orchestrator.store import FileStore, MemoryStore
+
+P = "stages/train/0123456789abcdef"
+ME = {"host": "h", "pid": 1}
+
+
+def ledger(store) -> Ledger:
+    return Ledger(store, P, clock=lambda: 1.0)
+
+
+def test_the_life_of_a_stage():
+    store = MemoryStore()
+    one = ledger(store)
+    assert one.state() == StageState()
+    token = one.claim(ME)
+    assert (token, one.state().status, one.state().owner) == ((1, 0), "claimed", ME)
+    token = one.start_attempt(token, workers=2)
+    for step in (10, 20, 30):
+        one.append("checkpoint", token, step=step, manifest=f"m{step}")
+    one.append("retired", token, step=10, manifest="m10")
+    one.append("failed", token, error_class=ErrorClass.lost_node, message="gone")
+    now = ledger(store).state()
+    assert (now.status, now.token, now.attempts, now.furthest) == ("failed", (1, 1), 1, 30)
+    assert [(c.step, c.manifest) for c in now.checkpoints] == [(30, "m30"), (20, "m20")]
+    assert [(f.error_class, f.message, f.step) for f in now.failures] == [(ErrorClass.lost_node, "gone", 30)]
+    token = one.start_attempt(token, workers=1)
+    assert token == (1, 2) and one.state().status == "running"
+    one.append("completed", token, manifest={"folder": "r"}, summary={"loss": 1})
+    done = ledger(store).state()
+    assert done.status == "completed" and done.completed == {"manifest": {"folder": "r"}, "summary": {"loss": 1}}
+    assert store.list() == [f"{P}/ledger/{n:08d}.json" for n in range(9)]
+
+
+def test_budgets_count_since_progress():
+    one = ledger(MemoryStore())
+    token = one.start_attempt(one.claim(ME), 1)
+    one.append("failed", token, error_class="hang", message="")
+    one.append("checkpoint", token, step=10, manifest="a")
+    one.append("failed", token, error_class="lost_node", message="")
+    one.append("checkpoint", token, step=10, manifest="b")  # the same step again is no progress
+    one.append("preempted", token)
+    assert one.state().since_progress == (ErrorClass.lost_node, ErrorClass.preempted)
+    assert len(one.state().failures) == 3
+
+
+def test_a_driver_that_lost_its_claim_commits_nothing():
+    store = MemoryStore()
+    old, new = ledger(store), ledger(store)
+    before = old.start_attempt(old.claim(ME), 1)
+    after = new.claim({"host": "other"})
+    assert after == (2, 0)
+    count = len(store.list())
+    for act in (
+        lambda: old.append("checkpoint", before, step=1, manifest="m"),
+        lambda: old.append("completed", before, manifest={}, summary={}),
+        lambda: old.start_attempt(before, 1),
+        lambda: old.check(before),
+    ):
+        with pytest.raises(Fenced):
+            act()
+    assert len(store.list()) == count
+    new.check(after)
+
+
+def test_a_worker_of_an_earlier_attempt_is_fenced_too():
+    store = MemoryStore()
+    driver, zombie = ledger(store), ledger(store)
+    first = driver.start_attempt(driver.claim(ME), 2)
+    second = driver.start_attempt(first, 1)
+    with pytest.raises(Fenced):
+        zombie.append("checkpoint", first, step=1, manifest="m")
+    ledger(store).append("checkpoint", second, step=1, manifest="n")
+
+
+def test_an_entry_with_a_lower_token_is_void():
+    store = MemoryStore()
+    one = ledger(store)
+    token = one.start_attempt(one.claim(ME), 1)
+    one.claim(ME)
+    body = {
+        "version": 1,
+        "type": "checkpoint",
+        "token": list(token),
+        "nonce": "x",
+        "time": 0,
+        "step": 5,
+        "manifest": "m",
+    }
+    store.put(f"{P}/ledger/00000003.json", json.dumps(body).encode())  # as a broken writer would
+    assert ledger(store).state().checkpoints == () and len(ledger(store).entries()) == 4
+
+
+def test_of_two_claims_at_once_one_wins():
+    store = MemoryStore()
+    first, second = ledger(store), ledger(store)
+    second.entries()
+
+    class Between:
+        """Lets the other claim in after this one has read the ledger and before it writes."""
+
+        def __getattr__(self, name):
+            return getattr(store, name)
+
+        def put(self, key, data, create=False):
+            if not store.list():
+                first.claim(ME)
+            store.put(key, data, create)
+
+    second.store = Between()
+    with pytest.raises(Fenced, match="claimed it first"):
+        second.claim({"host": "late"})
+    assert first.state().owner == ME and len(store.list()) == 1
+
+
+class Flaky:
+    """A store whose puts fail without an answer, before or after they took effect."""
+
+    def __init__(self, store, rng):
+        self.store, self.rng = store, rng
+
+    def __getattr__(self, name):
+        return getattr(self.store, name)
+
+    def put(self, key, data, create=False):
+        fate = self.rng.random()
+        if fate < 0.2:
+            raise TimeoutError("before")
+        self.store.put(key, data, create)
+        if fate > 0.8:
+            raise ConnectionError("after")
+
+
+def test_a_put_without_an_answer_is_recognised():
+    for seed in range(50):
+        store = MemoryStore()
+        one = Ledger(Flaky(store, random.Random(seed)), P)
+        try:
+            token = one.start_attempt(one.claim(ME), 1)
+            for step in range(1, 6):
+                one.append("checkpoint", token, step=step, manifest=str(step))
+        except (TimeoutError, ConnectionError):
+            continue  # three failures in a row: the caller's policy decides
+        steps = [c.step for c in ledger(store).state().checkpoints]
+        assert steps == [5, 4, 3, 2, 1] and len(store.list()) == 7
+
+
+class Killed(BaseException):
+    pass
+
+
+class World:
+    """Drivers as nested calls: at any operation of one on the store, another may run for a while, or the one may die.
+
+    It is the store that the drivers see.
+    """
+
+    def __init__(self, seed: int):
+        self.rng, self.store, self.depth = random.Random(seed), MemoryStore(), 0
+        self.url = self.store.url
+        self.committed: list[str] = []
+
+    def get(self, key):
+        self.gate()
+        return self.store.get(key)
+
+    def put(self, key, data, create=False):
+        self.gate()
+        self.store.put(key, data, create)
+        self.gate()
+
+    def gate(self):
+        if self.rng.random() < 0.02:
+            raise Killed
+        if self.depth < 3 and self.rng.random() < 0.05:
+            self.depth += 1
+            self.driver()
+            self.depth -= 1
+
+    def driver(self):
+        """Takes the stage over and trains a few steps from its newest checkpoint."""
+        one = Ledger(self, P)
+        with suppress(Killed, Fenced):
+            token = one.start_attempt(one.claim(ME), 1)
+            known = one.state().checkpoints
+            start = known[0].step if known else 0
+            for step in range(start + 1, start + 1 + self.rng.randint(1, 4)):
+                manifest = f"{token}-{step}"
+                one.append("checkpoint", token, step=step, manifest=manifest)
+                self.committed.append(manifest)
+
+
+def test_interleaved_drivers_with_kills():
+    """In every world: a commit that returned lasts, nothing is appended below a token that was there, no claim is given
+    twice, and no step of the lineage is committed twice."""
+    committed = 0
+    for seed in range(200):
+        world = World(seed)
+        for _ in range(4):
+            world.driver()
+        entries = ledger(world.store).entries()
+        assert len(entries) == len(world.store.list())
+        tokens = [entry.token for entry in entries]
+        assert tokens == sorted(tokens), f"seed {seed}"
+        epochs = [entry.token[0] for entry in entries if entry.type == "claimed"]
+        assert epochs == list(range(1, len(epochs) + 1)), f"seed {seed}"
+        checkpoints = state(entries).checkpoints
+        assert {c.manifest for c in checkpoints} >= set(world.committed), f"seed {seed}"
+        steps = [c.step for c in reversed(checkpoints)]
+        assert steps == sorted(set(steps)), f"seed {seed}"
+        committed += len(world.committed)
+    assert committed > 500
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b'{"version": 1, "ty', "not readable JSON"),
+        (b"[]", "not readable JSON"),
+        (b"", "not readable JSON"),
+        (b'{"version": 2}', "version 2"),
+        (b'{"version": 1, "type": "claimed", "token": [1, 0], "nonce": "x", "time": 0}', "damaged"),
+        (b'{"version": 1, "type": "danced", "token": [1, 0], "nonce": "x", "time": 0}', "damaged"),
+        (b'{"version": 1, "type": "preempted", "token": [1, "0"], "nonce": "x", "time": 0}', "damaged"),
+    ],
+)
+def test_an_entry_that_cannot_be_read_is_named(tmp_path, content, expected):
+    store = FileStore(tmp_path)
+    store.put(f"{P}/ledger/00000000.json", content)
+    with pytest.raises(UserError) as caught:
+        ledger(store).state()
+    assert expected in str(caught.value) and f"{P}/ledger/00000000.json" in str(caught.value)
+
+
+def test_reading_is_incremental():
+    store, gets = MemoryStore(), []
+
+    class Counting:
+        def __getattr__(self, name):
+            return getattr(store, name)
+
+        def get(self, key):
+            gets.append(key)
+            return store.get(key)
+
+    writer, reader = ledger(store), Ledger(Counting(), P)
+    writer.claim(ME)
+    reader.state()
+    gets.clear()
+    reader.state()
+    assert gets == [f"{P}/ledger/00000001.json"]
+
+
+def test_this_process_is_alive_and_a_finished_one_is_not():
+    assert liveness.alive(liveness.owner()) is True
+    assert liveness.alive({**liveness.owner(), "started": 0.0}) is False, "the pid was given to another process"
+    code = "import json; from orchestrator.liveness import owner; print(json.dumps(owner()))"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    gone = json.loads(out.stdout)
+    assert gone["pid"] != os.getpid() and liveness.alive(gone) is False
+    assert liveness.alive({**gone, "host": "elsewhere"}) is None
+
+
+class Time:
+    """A clock that moves only in sleep(); `during` runs at each."""
+
+    def __init__(self, during=lambda: None):
+        self.now, self.during = 0.0, during
+
+    def clock(self):
+        return self.now
+
+    def sleep(self, seconds):
+        self.now += seconds
+        self.during()
+
+
+AWAY = {"host": "elsewhere", "namespace": "", "pid": 1, "started": 0.0}
+
+
+def dead(store, who, time, timeout=30.0):
+    return liveness.presumed_dead(store, P, 1, who, timeout, time.clock, time.sleep)
+
+
+def test_an_owner_on_this_host_is_judged_at_once():
+    time, me = Time(), liveness.owner()
+    assert dead(MemoryStore(), me, time) is False
+    assert dead(MemoryStore(), {**me, "started": 0.0}, time) is True
+    assert time.now == 0.0
+
+
+def test_an_owner_elsewhere_is_judged_by_its_counter():
+    store, still = MemoryStore(), Time()
+    assert dead(store, AWAY, still) is True and still.now >= 30.0
+    beat = liveness.Heartbeat(store, P, 1)
+    moving = Time(beat._beat)
+    assert dead(store, AWAY, moving) is False and moving.now < 30.0
+
+
+def test_a_heartbeat_moves_and_signs_off(tmp_path):
+    store, time = FileStore(tmp_path), Time()
+    with liveness.Heartbeat(store, P, 1, interval=0.005) as beat:
+        for _ in range(400):
+            if beat.counter >= 4:
+                break
+            time_module.sleep(0.005)
+        assert beat.counter >= 4
+    assert dead(store, AWAY, time) is True and time.now == 0.0
+    assert dead(store, liveness.owner(), time) is True, "this process runs on, but no longer for this stage"
+
+
+def test_a_heartbeat_survives_a_store_that_fails(caplog):
+    class Failing(MemoryStore):
+        def put(self, key, data, create=False):
+            raise TimeoutError("slow")
+
+    liveness.Heartbeat(Failing(), P, 1)._beat()
+    assert "not written" in caplog.text
