@@ -32,7 +32,7 @@ from modeling.tiles import IMAGENET_MEAN, IMAGENET_STD
 
 
 def build_config(resolved: Resolved, tokenizer) -> InternVLConfig:
-    """The configuration of the whole model; the vocabulary follows the tokenizer, the head is never tied (§1.5)."""
+    """The configuration of the whole model; vocabulary of the tokenizer, head never tied (as official)."""
     ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
     if resolved.language_folder:
         from transformers import AutoConfig
@@ -73,7 +73,7 @@ def build_model(resolved: Resolved, tokenizer, seed: int) -> InternVLForConditio
 
 
 def _load_language(model: InternVLForConditionalGeneration, folder: Path, vocabulary: int) -> None:
-    """Copy a language model in; new head rows are the mean of the old ones, new input rows stay fresh (§1.5)."""
+    """Copy a language model in; new head rows are the mean of the old ones, new input rows stay fresh."""
     source: Any = AutoLanguageModel.from_pretrained(folder, use_safetensors=True, dtype=torch.float32)
     old = source.get_input_embeddings().weight.shape[0]
     state = {name: tensor for name, tensor in source.state_dict().items() if name.startswith("model.")}
@@ -96,9 +96,8 @@ def load_model(path: str | Path) -> tuple[InternVLForConditionalGeneration, Any]
     Raises CheckpointError for a folder that is not one, or whose weights lack or add a key.
     """
     path = Path(path)
-    for name in ("config.json",):
-        if not (path / name).is_file():
-            raise CheckpointError(f"no {name} in the folder", where=str(path), remedy="give a Hugging Face folder")
+    if not (path / "config.json").is_file():
+        raise CheckpointError("no config.json in the folder", where=str(path), remedy="give a Hugging Face folder")
     kind = json.loads((path / "config.json").read_text()).get("model_type")
     if kind != "internvl":
         raise CheckpointError(
@@ -117,7 +116,7 @@ def load_model(path: str | Path) -> tuple[InternVLForConditionalGeneration, Any]
 
 
 def save_model(model: InternVLForConditionalGeneration, tokenizer, folder: Path, tile_size: int) -> None:
-    """Hugging Face layout, with the processor's JSON for users who have torchvision (stack.md)."""
+    """Hugging Face layout, with the processor's JSON for users who have torchvision (this project needs none)."""
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.save_pretrained(folder)

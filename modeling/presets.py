@@ -54,7 +54,7 @@ class Resolved:
         return int((self.tile_size // patch * DOWNSAMPLE) ** 2)
 
     def tokenizer(self):
-        """The tokenizer with the nine InternVL tokens added (recipe §1.5)."""
+        """The tokenizer with the nine InternVL image tokens added."""
         from modeling.template import SPECIAL_TOKENS
         from modeling.tokenizer import build_tokenizer
 

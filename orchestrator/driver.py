@@ -61,10 +61,17 @@ def parent_refs(store: Store, job: Job) -> tuple[ParentRef, ...]:
     return tuple(refs)
 
 
-def run_stage(store: Store, job: Job, attempt: Callable[[Task], None], events: Callable[[str, str], Any]) -> None:
+def run_stage(
+    store: Store,
+    job: Job,
+    attempt: Callable[[Task], None],
+    events: Callable[[str, str], Any],
+    stopping: Callable[[], bool] = lambda: False,
+) -> None:
     """Bring a stage to completion, or raise StageFailed. attempt: runs one attempt (launch.run_attempt).
 
-    events(stage, message): what a user should see. Raises UserError where a living driver holds the stage.
+    events(stage, message): what a user should see. stopping(): the driver is on its way out, so that what ends an
+    attempt now is no failure. Raises UserError where a living driver holds the stage.
     """
     name, params = job.stage.name, job.stage.params
     write_identity(store, job.stage.kind.base, job.identity)
@@ -90,6 +97,10 @@ def run_stage(store: Store, job: Job, attempt: Callable[[Task], None], events: C
             state = ledger.state()
             if state.completed is not None:
                 return
+            if stopping():
+                raise StageFailed(
+                    name, ErrorClass.preempted, error or RuntimeError("stopped"), "the driver was stopped"
+                )
             if error is None:
                 error = RuntimeError(f"the attempt ended without a result; stageline logs {name} shows what it said")
             error_class = classify(error)

@@ -1,7 +1,7 @@
 """The classes of error, and how to tell which one ended an attempt.
 
 Invariant: classify() answers with the cause, not with what the cause did to others. Ray hands a failure over as
-exceptions inside exceptions and as text (RayTaskError.cause, WorkerGroupError.worker_failures; ray.md), and when
+exceptions inside exceptions and as text (RayTaskError.cause, WorkerGroupError.worker_failures), and when
 one rank fails, its peers report broken connections: so every rank's chain is read, and an error of our own or of
 the user outranks a lost peer. What follows from each class is policy.py's business.
 """

@@ -1,8 +1,8 @@
 """The only file that imports ray.train: starts one attempt of a stage on Ray.
 
 One attempt is one fit() of a fixed size, under a run name of its own, with Ray's own retries off: Ray retries a
-KeyError like a lost node, at once, with budgets in memory only, and its snapshot is no commit (ray.md). What Ray
-returns is only an error to classify; what counts is in the ledger.
+KeyError like a lost node, at once, with budgets in memory only, and its snapshot is no commit.
+What Ray returns is only an error to classify; what counts is in the ledger (docs/design.md, "Attempts").
 """
 
 import os

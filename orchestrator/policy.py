@@ -1,7 +1,7 @@
 """What follows a failed attempt: again after a delay, or the end.
 
 Invariant: a pure function of the error's class and of the failures since the last progress, which are in the
-ledger: so budgets survive the driver (design.md, "Preemption"; ray.md: Ray keeps its own in memory and starts
+ledger: so budgets survive the driver (design.md, "Preemption"; Ray keeps its own in memory and starts
 again at zero). Progress is a checkpoint further on than any before.
 """
 

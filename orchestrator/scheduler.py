@@ -53,7 +53,8 @@ def run_all(
     done, free = set(done), dict(available)
     failed: dict[str, BaseException] = {}
     running: dict[Future, str] = {}
-    with ThreadPoolExecutor(max_workers=max(1, len(needs)), thread_name_prefix="stage") as pool:
+    pool = ThreadPoolExecutor(max_workers=max(1, len(needs)), thread_name_prefix="stage")
+    try:
         while True:
             for name in ready(needs, done, set(running.values()), failed):
                 wanted = demand(experiment.stages[name])
@@ -63,7 +64,6 @@ def run_all(
             if not running:
                 break
             finished, _ = wait(running, timeout=POLL_S, return_when=FIRST_COMPLETED)
-            watch(set(running.values()))
             for future in finished:
                 name = running.pop(future)
                 free = {what: free[what] + demand(experiment.stages[name]).get(what, 0.0) for what in free}
@@ -72,6 +72,9 @@ def run_all(
                     done.add(name)
                 else:
                     failed[name] = error
+            watch(set(running.values()))
         for name, culprit in blocked_by(needs, failed).items():
             log.info("%s did not start: it needs %s", name, culprit)
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)  # nothing runs by now, unless the user interrupted
     return failed

@@ -3,7 +3,7 @@
 Invariant: an Experiment that exists can be planned: every stage has a known kind, valid parameters and the
 parents its kind takes, in a graph without cycles. Reading opens no data and builds nothing, so what the file
 names (sources, weights) may be absent. Mistakes are told as "file:line: what was found → what to do"
-(conventions.md names the keys; checks.py holds the rules between stages).
+(checks.py holds the rules between stages).
 """
 
 import json

@@ -4,6 +4,7 @@ import argparse
 import os
 import signal
 import sys
+import threading
 import time
 import traceback
 from functools import partial
@@ -92,6 +93,8 @@ def _run_rest(options, experiment, store, identities, by_name, done, console) ->
     from orchestrator.launch import run_attempt, start_ray, stop_ray
     from orchestrator.scheduler import check_demand, run_all
 
+    stopping = threading.Event()
+
     def on_sigterm(_number, _frame):
         raise KeyboardInterrupt
 
@@ -105,11 +108,12 @@ def _run_rest(options, experiment, store, identities, by_name, done, console) ->
             stage, item = experiment.stages[name], by_name[name]
             parents = {need: by_name[need].prefix for need in stage.params.needs}
             job = Job(experiment, stage, identities[name], item.fingerprint, item.prefix, parents)
-            run_stage(store, job, run_attempt, watch.event)
+            run_stage(store, job, run_attempt, watch.event, stopping.is_set)
 
         with watch:
             return run_all(experiment, done, available, partial(start), watch)
     except KeyboardInterrupt:
+        stopping.set()
         print("\nstageline: interrupted; run again to go on from the last checkpoints", file=sys.stderr, flush=True)
         stop_ray()
         os._exit(130)  # the threads of the stages wait for workers that are gone

@@ -1,0 +1,136 @@
+"""What several test files share: the micro model, the official tiny model, and a few prepared samples.
+
+Heavy libraries are imported inside the fixtures, so that the tests which need none of them start at once.
+"""
+
+import io
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+OFFICIAL = Path(__file__).parents[1] / "data" / "golden" / "official_tiny"
+
+
+@pytest.fixture(scope="session")
+def micro():
+    """params, resolved, tokenizer of the smallest presets, and build(seed) for a fresh model of them."""
+    from modeling.presets import resolve
+    from stages.params import ModelParams
+
+    params = ModelParams(vision="micro-vit", language="micro-qwen2")
+    resolved = resolve(params)
+    tokenizer = resolved.tokenizer()
+
+    def build(seed: int = 0):
+        from modeling.internvl import build_model
+
+        return build_model(resolved, tokenizer, seed).eval()
+
+    return SimpleNamespace(params=params, resolved=resolved, tokenizer=tokenizer, build=build)
+
+
+def to_hf(name: str, tensor):
+    """The (name, tensor) pairs of Hugging Face's layout for one of the official layout."""
+    if name.startswith("language_model.model."):
+        return [("model.language_model." + name.removeprefix("language_model.model."), tensor)]
+    if name.startswith("language_model.lm_head."):
+        return [(name.removeprefix("language_model."), tensor)]
+    for old, new in (
+        ("mlp1.0.", "layer_norm."), ("mlp1.1.", "linear_1."), ("mlp1.3.", "linear_2."),
+    ):  # fmt: skip
+        if name.startswith(old):
+            return [("model.multi_modal_projector." + new + name.removeprefix(old), tensor)]
+    for old, new in (
+        ("vision_model.", "model.vision_tower."), ("class_embedding", "cls_token"),
+        ("patch_embedding.", "patch_embeddings.projection."), ("position_embedding", "position_embeddings"),
+        ("encoder.layers.", "encoder.layer."), ("attn.proj.", "attention.projection_layer."),
+        ("norm1.", "layernorm_before."), ("norm2.", "layernorm_after."), ("ls1", "lambda_1"), ("ls2", "lambda_2"),
+    ):  # fmt: skip
+        name = name.replace(old, new)
+    if "attn.qkv." not in name:
+        return [(name, tensor)]
+    return [
+        (name.replace("attn.qkv.", f"attention.{part}_proj."), block.clone())
+        for part, block in zip("qkv", tensor.chunk(3), strict=True)
+    ]
+
+
+@pytest.fixture(scope="session")
+def official(tmp_path_factory):
+    """The official tiny checkpoint in our configuration: model, and case (tensors of tests/data/golden/official_tiny).
+
+    Loading is strict: a missing or an unexpected key fails every test that uses it.
+    """
+    from safetensors.torch import load_file
+    from transformers import InternVLForConditionalGeneration, PreTrainedTokenizerFast
+
+    from modeling.internvl import build_config
+    from modeling.presets import Resolved
+
+    config = json.loads((OFFICIAL / "config.json").read_text())
+    language = tmp_path_factory.mktemp("language")
+    (language / "config.json").write_text(json.dumps(config["llm_config"]))
+    sizes = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "image_size", "patch_size")
+    vision = {name: config["vision_config"][name] for name in sizes}
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_file=str(OFFICIAL / "tokenizer.json"), eos_token="<|im_end|>", pad_token="<pad>"
+    )
+    resolved = Resolved(vision | {"attention_bias": True}, {}, "", 56, None, language)
+    model = InternVLForConditionalGeneration(build_config(resolved, tokenizer)).eval()
+    weights = load_file(OFFICIAL / "model.safetensors")
+    model.load_state_dict(dict(pair for name, tensor in weights.items() for pair in to_hf(name, tensor)))
+    return SimpleNamespace(model=model, case=load_file(OFFICIAL / "case.safetensors"), resolved=resolved)
+
+
+def picture(seed: int, width: int, height: int) -> bytes:
+    from PIL import Image
+
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, "PNG")
+    return out.getvalue()
+
+
+# (dataset, augment, image sizes, turns): sample i of `prepared`
+SAMPLES = (
+    ("one", False, [(32, 32)], [("<image>\nWhat?", "7")]),
+    ("one", True, [(64, 32)], [("<image>\nRead it.", "4 2"), ("Sure?", "yes, quite sure")]),
+    ("two", True, [(32, 32), (32, 32)], [("<image>\n<image>\nWhich is larger?", "the second")]),
+    ("text", False, [], [("two plus two", "four")]),
+    ("one", False, [(32, 32)], [("<image>\nSpell it.", "seven")]),
+)
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory, micro) -> Path:
+    """A folder as `prepare` leaves it, of SAMPLES, in shards of one sample each; ids s0, s1, ..."""
+    from PIL import Image
+
+    from modeling.shards import ShardWriter, pack_sample
+    from modeling.template import encode_conversation
+    from modeling.tiles import split_image, tiles_per_image_limit
+
+    folder = tmp_path_factory.mktemp("data") / "prepared"
+    with ShardWriter(folder, shard_bytes=1) as writer:
+        for i, (dataset, augment, sizes, turns) in enumerate(SAMPLES):
+            images = [picture(10 * i + k, *size) for k, size in enumerate(sizes)]
+            limit = tiles_per_image_limit(6, max(1, len(images)))
+            tiles = [len(split_image(Image.open(io.BytesIO(data)), limit, tile_size=32)) for data in images]
+            conversation = [
+                {"from": role, "value": text} for turn in turns for role, text in zip(("human", "gpt"), turn)
+            ]
+            encoded = encode_conversation(
+                conversation, micro.tokenizer, tiles, micro.resolved.tokens_per_tile, system=""
+            )
+            record = {"id": f"s{i}", "conversations": conversation}
+            blob, place = pack_sample(f"{i:06d}", record, [("png", data) for data in images])
+            writer.add(blob, place | {
+                "id": f"s{i}", "task": dataset, "dataset": dataset, "key": f"{i:06d}", "tokens": len(encoded.input_ids),
+                "answers": [end - start for start, end in encoded.answer_spans], "tiles": sum(tiles),
+                "tiles_per_image": tiles, "widths": [w for w, _ in sizes], "heights": [h for _, h in sizes],
+                "max_tiles": 6, "augment": augment, "repeat": 1.0, "file": "a.jsonl", "line": i,
+            })  # fmt: skip
+    return folder
