@@ -70,10 +70,10 @@ class FragmentReader:
     def _fill(self, target: Tensor, fragment: Fragment, part: str, files: dict) -> None:
         filled = 0
         for start, count, path, key in sorted(self._pieces.get((fragment.name, part), [])):
-            low, high = max(start, fragment.start), min(start + count, fragment.start + fragment.count)
-            if low >= high or low - fragment.start < filled:
+            low, high = max(start, fragment.start + filled), min(start + count, fragment.start + fragment.count)
+            if low >= high:
                 continue
-            if low - fragment.start > filled:
+            if low > fragment.start + filled:
                 break
             file = files.setdefault(path, safe_open(path, framework="pt"))
             target[low - fragment.start : high - fragment.start].copy_(file.get_slice(key)[low - start : high - start])

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
     AutoModel,
@@ -26,7 +27,7 @@ from modeling.batches import Batch
 from modeling.droppath import DropPath
 from modeling.errors import CheckpointError
 from modeling.loss import weighted_cross_entropy
-from modeling.presets import DOWNSAMPLE, Resolved
+from modeling.presets import DOWNSAMPLE, TOKENIZERS, Resolved
 from modeling.template import IMG_CONTEXT
 from modeling.tiles import IMAGENET_MEAN, IMAGENET_STD
 
@@ -65,16 +66,38 @@ def build_model(resolved: Resolved, tokenizer, seed: int) -> InternVLForConditio
         nn.init.normal_(embeddings.position_embeddings, std=0.02)
         nn.init.normal_(embeddings.cls_token, std=0.02)
         if resolved.language_folder:
-            _load_language(model, resolved.language_folder, len(tokenizer))
+            own = resolved.tokenizer_name not in TOKENIZERS
+            known = len(AutoTokenizer.from_pretrained(resolved.tokenizer_name) if own else tokenizer)
+            _load_language(model, resolved.language_folder, known)
     if resolved.vision_folder:
-        tower = AutoModel.from_pretrained(resolved.vision_folder, use_safetensors=True, dtype=torch.float32)
-        model.model.vision_tower.load_state_dict(tower.state_dict())
+        tower = _pretrained(AutoModel, resolved.vision_folder, torch.float32)
+        missing, unexpected = model.model.vision_tower.load_state_dict(tower.state_dict(), strict=False)
+        if missing or unexpected:
+            where = str(resolved.vision_folder)
+            raise CheckpointError(f"weights do not fit: missing {missing}, unexpected {unexpected}", where=where)
     return model
 
 
-def _load_language(model: InternVLForConditionalGeneration, folder: Path, vocabulary: int) -> None:
-    """Copy a language model in; new head rows are the mean of the old ones, new input rows stay fresh."""
-    source: Any = AutoLanguageModel.from_pretrained(folder, use_safetensors=True, dtype=torch.float32)
+def _pretrained(library_class: Any, folder: Path, dtype: Any) -> Any:
+    """from_pretrained, safetensors only. Raises CheckpointError for weights that cannot be read, lack or add a key."""
+    remedy = "fetch the folder again, or write it again from its source"
+    try:
+        model, info = library_class.from_pretrained(
+            folder, output_loading_info=True, use_safetensors=True, dtype=dtype, ignore_mismatched_sizes=True
+        )
+    except (OSError, ValueError, SafetensorError) as error:
+        raise CheckpointError(f"the weights cannot be read: {error}", where=str(folder), remedy=remedy) from error
+    wrong = {key: sorted(info[key]) for key in ("missing_keys", "unexpected_keys", "mismatched_keys") if info.get(key)}
+    if wrong:
+        raise CheckpointError(f"weights do not fit the configuration: {wrong}", where=str(folder), remedy=remedy)
+    return model
+
+
+def _load_language(model: InternVLForConditionalGeneration, folder: Path, known: int) -> None:
+    """Copy a language model in. known: tokens of its own tokenizer; those after them are new: their head rows become
+    the mean of the known ones, even where a padded vocabulary had rows for them; their input rows stay what they are.
+    """
+    source = _pretrained(AutoLanguageModel, folder, torch.float32)
     old = source.get_input_embeddings().weight.shape[0]
     state = {name: tensor for name, tensor in source.state_dict().items() if name.startswith("model.")}
     head = source.get_output_embeddings().weight.detach()
@@ -86,8 +109,9 @@ def _load_language(model: InternVLForConditionalGeneration, folder: Path, vocabu
     with torch.no_grad():
         keep = min(old, target.embed_tokens.weight.shape[0])
         target.embed_tokens.weight[:keep] = rows[:keep]
-        model.lm_head.weight[:keep] = head[:keep]
-        model.lm_head.weight[keep:] = head.mean(0)
+        known = min(known, keep)
+        model.lm_head.weight[:known] = head[:known]
+        model.lm_head.weight[known:] = head[:known].mean(0)
 
 
 def load_model(path: str | Path) -> tuple[InternVLForConditionalGeneration, Any]:
@@ -98,18 +122,17 @@ def load_model(path: str | Path) -> tuple[InternVLForConditionalGeneration, Any]
     path = Path(path)
     if not (path / "config.json").is_file():
         raise CheckpointError("no config.json in the folder", where=str(path), remedy="give a Hugging Face folder")
-    kind = json.loads((path / "config.json").read_text()).get("model_type")
+    try:
+        kind = json.loads((path / "config.json").read_text())["model_type"]
+    except (ValueError, TypeError, KeyError) as error:
+        raise CheckpointError(
+            f"config.json names no model type ({error!r})", where=str(path), remedy="give a Hugging Face folder"
+        ) from error
     if kind != "internvl":
         raise CheckpointError(
             f"model type {kind!r} is not 'internvl'", where=str(path), remedy="give a folder that export wrote"
         )
-    loaded: Any = InternVLForConditionalGeneration.from_pretrained(
-        path, output_loading_info=True, use_safetensors=True, dtype="auto"
-    )
-    model, info = loaded
-    wrong = {key: sorted(info[key]) for key in ("missing_keys", "unexpected_keys", "mismatched_keys") if info.get(key)}
-    if wrong:
-        raise CheckpointError(f"weights do not fit the configuration: {wrong}", where=str(path))
+    model = _pretrained(InternVLForConditionalGeneration, path, "auto")
     has_tokenizer = (path / "tokenizer.json").is_file() or (path / "tokenizer_config.json").is_file()
     tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False) if has_tokenizer else None
     return model.eval(), tokenizer

@@ -83,7 +83,15 @@ def _read_config(folder: Path, field: str, presets) -> dict[str, Any]:
             where=f"model.{field}",
             remedy=f"give a Hugging Face folder or one of the presets {', '.join(presets)}",
         )
-    return json.loads(path.read_text())
+    try:
+        config = json.loads(path.read_text())
+    except ValueError as error:
+        config = error
+    if not isinstance(config, dict):
+        raise UserError(
+            f"{path} is not a JSON object: {config}", where=f"model.{field}", remedy="fetch the folder again"
+        )
+    return config
 
 
 def resolve(params: Any) -> Resolved:

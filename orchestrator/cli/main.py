@@ -44,6 +44,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> int:
     """Exit code: 0 done, 1 our bug or a lost machine, 2 the user's to mend, 130 interrupted."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # the verbs show their own progress
     options = parser().parse_args(arguments)
     try:
         return options.function(options)

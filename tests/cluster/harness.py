@@ -1,0 +1,285 @@
+"""A small experiment of its own folder, driven as users drive it: by the command `stageline`, as a process.
+
+Invariant: only processes that a test started are ever signalled, by pid; every look at a result is a look at storage,
+through the same readers that the product has.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import psutil
+
+from modeling.batches import sample_checksum
+from modeling.epochs import StepPlan
+from modeling.shards import ShardReader
+from orchestrator.ledger import Ledger, StageState
+from orchestrator.store import open_store
+
+COMMAND = [str(Path(sys.executable).with_name("stageline"))]
+SEED = int(os.environ.get("STAGELINE_TEST_SEED", "2026"))  # of the moments at which processes are killed
+STEPS, EVERY = 60, 6  # of full_finetune: its steps, and those between two checkpoints
+PATIENCE_S = 300.0  # for one command, on a busy machine
+
+# runs the command in a process that ends with 77 if it has loaded one of the heavy libraries
+WITHOUT_RAY = """
+import sys
+from orchestrator.cli.main import main
+code = main(sys.argv[1:])
+sys.exit(77 if {"ray", "torch", "transformers", "deepspeed"} & set(sys.modules) else code)
+"""
+
+YAML = """
+name: cluster
+storage: storage
+seed: 0
+model: {{vision: micro-vit, language: micro-qwen2}}
+data:
+  mix: {{meta: {data}/mix.json, system: ""}}
+  heldout: {{meta: {data}/heldout.json, system: ""}}
+defaults:
+  global_batch: 4
+  packing: {{max_tokens: 256, max_tiles: 48}}
+  precision: fp32
+  deepspeed: 1
+  checkpoint: {{every: {every}, keep: 2}}
+  resources: {{workers: 2, cpus: 1}}
+stages:
+  mix_data: {{kind: prepare, data: mix}}
+  heldout_data: {{kind: prepare, data: heldout}}
+  mlp_warmup: {{needs: [mix_data], steps: 4, lr: 1e-3}}
+  full_finetune:
+    needs: [mix_data, mlp_warmup]
+    steps: {steps}
+    lr: 1e-3
+    drop_path: 0.1
+    schedule: {{warmup: 4}}
+  evaluate: {{needs: [heldout_data, full_finetune], resources: {{workers: 1}}}}
+  export: {{needs: [full_finetune]}}
+"""
+
+
+class Experiment:
+    """`folder`/experiment.yaml with its storage beside it."""
+
+    def __init__(self, folder: Path, data: Path, text: str = YAML):
+        self.folder, self.data = folder, data
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path, self.storage = folder / "experiment.yaml", folder / "storage"
+        self.path.write_text(text.format(data=data, steps=STEPS, every=EVERY))
+
+    def copy(self, folder: Path, without: tuple[str, ...] = ()) -> "Experiment":
+        """The same experiment elsewhere, its storage too, as if the stages `without` had never run."""
+        other = Experiment(folder, self.data, self.path.read_text().replace("{", "{{").replace("}", "}}"))
+        shutil.copytree(self.storage, other.storage)
+        for stage in without:
+            note = other.storage / "experiments" / "cluster" / "stages" / f"{stage}.json"
+            shutil.rmtree(other.prefix(stage))
+            note.unlink()
+        return other
+
+    # -- commands ------------------------------------------------------------------------------------
+
+    def command(self, verb: str, *arguments: str, prefix: list[str] | None = None) -> subprocess.CompletedProcess:
+        """Runs to its end; output and errors as text, and told to pytest."""
+        command = [*(prefix or COMMAND), verb, str(self.path), *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S)
+        print(f"$ stageline {verb} {' '.join(arguments)}  -> {done.returncode}\n{done.stdout}{done.stderr}")
+        return done
+
+    def run(self, *overrides: str) -> subprocess.CompletedProcess:
+        """`stageline run` that has to succeed."""
+        done = self.command("run", *overrides)
+        assert done.returncode == 0, done.stderr
+        return done
+
+    def without_ray(self, verb: str, *arguments: str) -> subprocess.CompletedProcess:
+        """A command that has to do without Ray and torch."""
+        done = self.command(verb, *arguments, prefix=[sys.executable, "-c", WITHOUT_RAY])
+        assert done.returncode != 77, "a heavy library was imported"
+        return done
+
+    def start(self, *overrides: str) -> "Driver":
+        return Driver(self, overrides)
+
+    # -- storage -------------------------------------------------------------------------------------
+
+    def prefix(self, stage: str) -> Path:
+        """The stage's folder, by what the experiment last called so."""
+        note = json.loads((self.storage / "experiments" / "cluster" / "stages" / f"{stage}.json").read_text())
+        (folder,) = self.storage.glob(f"stages/*/{note['fingerprint'][:16]}")
+        return folder
+
+    def state(self, stage: str) -> StageState:
+        key = self.prefix(stage).relative_to(self.storage).as_posix()
+        return Ledger(open_store(str(self.storage)), key).state()
+
+    def result(self, stage: str) -> Path:
+        completed = self.state(stage).completed
+        assert completed is not None, f"{stage} is not completed"
+        return self.storage / completed["manifest"]["folder"]
+
+    def weights(self, stage: str = "full_finetune") -> str:
+        """sha256 of the stage's final weights."""
+        return hashlib.sha256((self.result(stage) / "model.safetensors").read_bytes()).hexdigest()
+
+    def rows(self, stage: str = "full_finetune") -> list[dict]:
+        return [json.loads(line) for line in (self.prefix(stage) / "metrics.jsonl").read_text().splitlines()]
+
+    def losses(self, stage: str = "full_finetune") -> np.ndarray:
+        return np.array([row["loss"] for row in self.rows(stage)])
+
+    def plan(self, stage: str = "full_finetune") -> StepPlan:
+        return StepPlan.load(self.prefix(stage) / "plan.npz")
+
+    def reader(self) -> ShardReader:
+        return ShardReader(self.result("mix_data"))
+
+
+class Driver:
+    """A running `stageline run`, its output in a file."""
+
+    def __init__(self, experiment: Experiment, overrides: tuple[str, ...]):
+        self.experiment = experiment
+        self.output_path = experiment.folder / f"output-{time.monotonic_ns()}.txt"
+        with self.output_path.open("wb") as file:
+            self.process = subprocess.Popen(
+                [*COMMAND, "run", str(experiment.path), *overrides], stdout=file, stderr=subprocess.STDOUT
+            )
+        self._seen: dict[int, psutil.Process] = {}
+
+    @property
+    def output(self) -> str:
+        return self.output_path.read_text()
+
+    def descendants(self) -> list[psutil.Process]:
+        """All processes below the driver that were ever seen here and still run."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for child in psutil.Process(self.process.pid).children(recursive=True):
+                self._seen.setdefault(child.pid, child)
+        return [child for child in self._seen.values() if _runs(child)]
+
+    def workers(self) -> list[psutil.Process]:
+        """The processes that train."""
+        found = []
+        for child in self.descendants():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if any("TrainWorker" in part for part in child.cmdline()):
+                    found.append(child)
+        return found
+
+    def wait_for_step(self, step: int, stage: str = "full_finetune") -> int:
+        """Waits until the stage has trained `step` steps and committed the checkpoint before; that checkpoint's step.
+
+        The driver must still run then.
+        """
+        checkpoint = step // EVERY * EVERY
+        until = time.monotonic() + PATIENCE_S
+        while time.monotonic() < until:
+            assert self.process.poll() is None, f"the driver ended early:\n{self.output}"
+            self.descendants()
+            with contextlib.suppress(FileNotFoundError):
+                state = self.experiment.state(stage)
+                note = json.loads((self.experiment.prefix(stage) / "progress.json").read_text())
+                current = tuple(note["token"]) == state.token
+                if current and note["step"] >= step and state.furthest >= checkpoint:
+                    assert state.completed is None, "it was faster than this test: give it more steps"
+                    return state.checkpoints[0].step
+            time.sleep(0.05)
+        raise AssertionError(f"step {step} of {stage} was not reached:\n{self.output}")
+
+    def kill(self) -> None:
+        """kill -9 of the driver; then everything it had started has to end by itself."""
+        self.descendants()
+        self.process.kill()
+        self.process.wait()
+        self.assert_no_orphans()
+
+    def signal(self, number: signal.Signals) -> int:
+        """Sends a signal to the driver alone; its exit code."""
+        self.descendants()
+        self.process.send_signal(number)
+        code = self.wait()
+        self.assert_no_orphans()
+        return code
+
+    def wait(self) -> int:
+        until = time.monotonic() + PATIENCE_S
+        while self.process.poll() is None:
+            assert time.monotonic() < until, f"the driver does not end:\n{self.output}"
+            self.descendants()
+            time.sleep(0.05)
+        print(f"-> {self.process.returncode}\n{self.output}")
+        return self.process.returncode
+
+    def assert_no_orphans(self, within_s: float = 30.0) -> None:
+        until = time.monotonic() + within_s
+        while left := [child for child in self._seen.values() if _runs(child)]:
+            assert time.monotonic() < until, f"orphans: {[(p.pid, p.name()) for p in left]}"
+            time.sleep(0.1)
+
+    def end(self) -> None:
+        """At the end of a test that failed: nothing of ours goes on."""
+        for process in [psutil.Process(self.process.pid)] if self.process.poll() is None else []:
+            process.kill()
+        self.process.wait()
+        for child in self.descendants():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.kill()
+
+
+def _runs(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+# -- what must hold of every finished training stage -----------------------------------------------------
+
+
+def assert_lineage(experiment: Experiment) -> None:
+    """The surviving rows are those of one undisturbed run of the plan: every step once, with its own samples."""
+    rows, plan, reader = experiment.rows(), experiment.plan(), experiment.reader()
+    ids, names = reader.index["id"], reader.index["dataset"]
+    assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
+    for row in rows:
+        step = row["step"] - 1
+        samples = [int(plan.sample[o]) for pack in plan.step(step) for o in pack]
+        assert row["data/packs"] == [step * 4, step * 4 + 4]
+        assert row["data/samples"] == len(samples)
+        assert row["data/checksum"] == sum(sample_checksum(ids[i]) for i in samples)
+        consumed = Counter(names[i] for i in samples)
+        assert {name: row[f"data/consumed/{name}"] for name in set(names)} == {n: consumed[n] for n in set(names)}
+        assert row["data/lost"] == 0
+
+
+def assert_repeats(experiment: Experiment) -> int:
+    """In each epoch that was trained to its end every sample came as often as its repeat factor says.
+
+    Returns the number of those epochs.
+    """
+    plan, reader = experiment.plan(), experiment.reader()
+    names, factors = np.asarray(reader.index["dataset"]), np.asarray(reader.index["repeat"])
+    trained = np.concatenate([np.asarray(pack) for step in range(plan.steps) for pack in plan.step(step)])
+    assert len(set(trained.tolist())) == len(trained), "an occurrence was trained twice"
+    whole = [e for e in np.unique(plan.epoch) if np.isin(np.flatnonzero(plan.epoch == e), trained).all()]
+    for epoch in whole:
+        times = np.bincount(plan.sample[trained[plan.epoch[trained] == epoch]], minlength=len(reader))
+        assert ((times == np.floor(factors)) | (times == np.floor(factors) + 1)).all()
+        for name in np.unique(names):
+            members = names == name
+            (factor,) = set(factors[members].tolist())
+            assert times[members].sum() == np.floor(factor * members.sum() + 0.5), name
+            if factor == int(factor):
+                assert (times[members] == factor).all(), name
+    return len(whole)
