@@ -46,9 +46,10 @@ def answer(
     mask = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids, _ in encoded])
     pixels = [tiles for _, tiles in encoded if tiles is not None]
     device = next(model.parameters()).device
+    # the library takes a pixel_values of None for a picture
+    images = {"pixel_values": torch.cat(pixels).to(device, model.dtype)} if pixels else {}
     output = model.generate(
-        input_ids=input_ids.to(device), attention_mask=mask.to(device),
-        pixel_values=torch.cat(pixels).to(device, model.dtype) if pixels else None,
+        input_ids=input_ids.to(device), attention_mask=mask.to(device), **images,
         max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=tokenizer.eos_token_id, pad_token_id=pad,
     )  # fmt: skip
     return [text.strip() for text in tokenizer.batch_decode(output[:, longest:], skip_special_tokens=True)]

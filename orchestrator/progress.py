@@ -38,7 +38,7 @@ class Recorder:
 
     def row(self, step: int, total: int, row: dict[str, Any]) -> None:
         """Keep a row; write the progress note and a segment when they are due."""
-        self._rows.append({"step": step, **row})
+        self._rows.append({"step": step, "attempt": self._name, **row})
         now = time.monotonic()
         if self._began is None:
             self._began = (now, step)

@@ -7,12 +7,12 @@ from modeling.errors import UserError
 
 
 class Diverged(UserError):
-    """A loss that is not finite, seen by all ranks alike before the weights were touched."""
+    """A loss or a gradient norm that is not finite, seen by all ranks alike and before anything of it is saved."""
 
-    def __init__(self, step: int, loss: float, ids: Sequence[str]):
-        what = "NaN" if math.isnan(loss) else "infinite"
+    def __init__(self, step: int, what: str, value: float, ids: Sequence[str]):
+        kind = "NaN" if math.isnan(value) else "infinite"
         shown = ", ".join(ids[:8]) + (" …" if len(ids) > 8 else "")
         super().__init__(
-            f"the loss of step {step} is {what}; samples of this rank: {shown}",
+            f"the {what} of step {step} is {kind}; samples of this rank: {shown}",
             remedy="lower lr, lengthen schedule.warmup or look at these samples; the last checkpoint is kept",
         )

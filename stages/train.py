@@ -151,8 +151,10 @@ class Trainer:
                     summed = self.exchange(local, counts, signal, waited)
                     last_loss = summed["loss"]
                     if not math.isfinite(last_loss):
-                        raise Diverged(step + 1, last_loss, ids)
+                        raise Diverged(step + 1, "loss", last_loss, ids)
                 norm = self.engine.step(lr)
+            if norm is not None and not math.isfinite(norm):
+                raise Diverged(step + 1, "gradient norm", norm, ids)
             done = step + 1
             self.seen += int(summed["samples"])
             self.lost += int(summed["lost"])

@@ -16,7 +16,8 @@ from rich.table import Table
 from modeling.errors import UserError
 from orchestrator.cli.watch import Watch, duration
 from orchestrator.fingerprint import source_digest_of, stage_identities
-from orchestrator.ledger import Ledger
+from orchestrator.ledger import Ledger, StageState
+from orchestrator.liveness import alive
 from orchestrator.plan import StagePlan, make_plan, read_mappings, read_previous, stage_prefix
 from orchestrator.progress import read_logs, read_progress
 from orchestrator.spec import Experiment, load_spec
@@ -172,7 +173,8 @@ def _results(options, experiment: Experiment, store: Store, by_name: dict[str, S
     if example:
         images, question = example
         pictures = " ".join(f"--image {os.path.relpath(image)}" for image in images)
-        console.print(f'next: stageline ask {options.experiment} {trained[-1]} {pictures} "{question}"')
+        command = f'stageline ask {options.experiment} {trained[-1]} {pictures} "{question}"'
+        console.print(f"next: {command}", soft_wrap=True, markup=False)
 
 
 def _example_question(experiment: Experiment) -> tuple[list[Path], str] | None:
@@ -208,7 +210,7 @@ def status(options: argparse.Namespace) -> int:
         loss = note.get("row", {}).get("loss")
         failure = state.failures[-1] if state.failures else None
         table.add_row(
-            name, stage.kind_name, state.status,
+            name, stage.kind_name, _status_word(state),
             f"{note['step']:,}/{note['total']:,}" if note else "",
             f"{loss:.4f}" if loss is not None else "",
             f"{state.checkpoints[0].step:,}" if state.checkpoints else "",
@@ -216,6 +218,13 @@ def status(options: argparse.Namespace) -> int:
         )  # fmt: skip
     _console().print(table)
     return 0
+
+
+def _status_word(state: StageState) -> str:
+    """The ledger's word, and 'interrupted' where the driver that was running the stage is known to be gone."""
+    if state.status in ("claimed", "running") and state.owner is not None and alive(state.owner) is False:
+        return "interrupted"
+    return state.status
 
 
 def _recorded(experiment: Experiment, store: Store, name: str) -> str:

@@ -1,0 +1,111 @@
+"""One rank of test_zero.py: the engine and its checkpoints, without Ray.
+
+    RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT in the environment; argument: the folder that the ranks share.
+
+Trains the micro model under every ZeRO stage for STEPS steps, a checkpoint in the middle, then goes on from every such
+checkpoint under every ZeRO stage; a group of one rank goes on from those of two. Losses go to <folder>/<world>.json.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from modeling.attention import Segments
+from modeling.batches import Batch, Counts
+from modeling.checkpoint import FragmentReader, write_fragments
+from modeling.engine import Engine
+from modeling.freeze import set_trainable
+from modeling.internvl import TrainingLoss, build_model
+from modeling.presets import resolve
+from stages.params import ModelParams
+
+STEPS, MIDDLE, ROWS = 20, 8, 4
+MODULES = ("vit", "mlp", "language")
+ZERO = (0, 1, 2)
+
+
+def row(model, step: int, number: int) -> Batch:
+    """Two samples of random tokens, one of them with a picture in every second row."""
+    rng = torch.Generator().manual_seed(1000 * (step % 2) + number)  # the same two steps again: the loss falls
+    image, tokens = model.config.image_token_id, model.config.image_seq_length
+    pictured = number % 2 == 0
+    first = torch.randint(10, 90, (5 + number,), generator=rng)
+    second = torch.randint(10, 90, (9,), generator=rng)
+    ids = torch.cat([first, torch.full((tokens if pictured else 0,), image), second])
+    lengths = [len(first), len(ids) - len(first)]
+    places = torch.tensor([1, 3, len(ids) - 4, len(ids) - 3])
+    return Batch(
+        input_ids=ids[None], position_ids=torch.cat([torch.arange(n) for n in lengths])[None],
+        segments=Segments.of(lengths), positions=places, targets=ids[places + 1],
+        weights=torch.rand(len(places), generator=rng) + 0.5,
+        pixels=torch.randn(1, 3, 32, 32, generator=rng) if pictured else None, uniforms=None, counts=Counts(),
+    )  # fmt: skip
+
+
+class Training:
+    def __init__(self, zero: int):
+        self.rank, self.world = dist.get_rank(), dist.get_world_size()
+        resolved = resolve(ModelParams(vision="micro-vit", language="micro-qwen2"))
+        self.model = build_model(resolved, resolved.tokenizer(), 0)
+        set_trainable(self.model, MODULES)
+        names = {p: name for name, p in self.model.named_parameters()}
+        self.engine = Engine(
+            TrainingLoss(self.model, MODULES), names, setting=zero, precision="fp32",
+            accumulation=ROWS // self.world, weight_decay=0.01, betas=(0.9, 0.999), eps=1e-8, max_grad_norm=1.0,
+        )  # fmt: skip
+
+    def train(self, first: int, last: int) -> list[float]:
+        """The loss over the whole global batch of steps [first, last)."""
+        losses = []
+        for step in range(first, last):
+            rows = [row(self.model, step, number) for number in range(ROWS)]
+            weight = float(sum(one.weights.sum() for one in rows))
+            total = torch.zeros(1, dtype=torch.float64)
+            for one in rows[self.rank :: self.world]:
+                loss = self.engine.engine(one) / weight
+                total += float(loss.detach())
+                self.engine.backward(loss)
+                self.engine.step(1e-3 * (1 + step / STEPS))
+            dist.all_reduce(total)
+            losses.append(total.item())
+        return losses
+
+    def save(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_fragments(folder / f"{self.rank}.safetensors", self.engine.to_write())
+        dist.barrier()
+
+    def load(self, folder: Path, step: int) -> None:
+        FragmentReader(folder.glob("*.safetensors")).load(self.engine.owned())
+        self.engine.loaded(step)
+
+
+def main(folder: Path) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    world = dist.get_world_size()
+    out: dict[str, dict[str, list[float]]] = {"whole": {}, "resumed": {}}
+    if world == 2:
+        for zero in ZERO:
+            training = Training(zero)
+            losses = training.train(0, MIDDLE)
+            training.save(folder / f"zero{zero}")
+            out["whole"][str(zero)] = losses + training.train(MIDDLE, STEPS)
+    for saved in ZERO:
+        for zero in ZERO:
+            training = Training(zero)
+            training.load(folder / f"zero{saved}", MIDDLE)
+            out["resumed"][f"{saved}->{zero}"] = training.train(MIDDLE, STEPS)
+    if dist.get_rank() == 0:
+        (folder / f"{world}.json").write_text(json.dumps(out))
+    dist.barrier()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
+    sys.stdout.flush()
+    os._exit(0)  # one process in ten aborts in DeepSpeed's communication op at exit (orchestrator/driver.py)
