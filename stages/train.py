@@ -8,6 +8,7 @@ every stage starts a fresh optimizer, as the official recipe does (recipe: arXiv
 import math
 import os
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -128,52 +129,52 @@ class Trainer:
         return mine + [None] * (self.micro_steps - len(mine))
 
     def run(self) -> None:
-        io, params, total = self.io, self.params, self.plan.steps
+        io, every, total = self.io, self.params.checkpoint.every, self.plan.steps
         first = self.resume()
-        rows, signal, stall, last_loss = self.rows(first), Signal(), 0.0, math.nan
-        horizon = params.schedule.horizon or total
+        rows, signal, stall, loss = self.rows(first), Signal(), 0.0, math.nan
         for step in range(first, total):
-            began = time.perf_counter()
-            weight = step_weight(self.plan, self.lengths, step) or 1.0
-            lr = learning_rate(
-                step, params.lr, params.schedule.warmup, horizon, params.lr * params.schedule.min_lr_ratio
-            )
-            local, waited, counts, ids, norm = 0.0, 0.0, Counts(), [], None
-            for micro in range(self.micro_steps):
-                batch, wait = next(rows)
-                waited += wait
-                loss = self.loss_of(batch.to(self.engine.device), weight)
-                local += float(loss.detach())
-                add_counts(counts, batch.counts)
-                ids += batch.ids
-                self.engine.backward(loss)
-                if micro == self.micro_steps - 1:
-                    summed = self.exchange(local, counts, signal, waited)
-                    last_loss = summed["loss"]
-                    if not math.isfinite(last_loss):
-                        raise Diverged(step + 1, "loss", last_loss, ids)
-                norm = self.engine.step(lr)
-            if norm is not None and not math.isfinite(norm):
-                raise Diverged(step + 1, "gradient norm", norm, ids)
-            done = step + 1
-            self.seen += int(summed["samples"])
-            self.lost += int(summed["lost"])
-            self.check_lost()
+            began, done = time.perf_counter(), step + 1
+            summed, norm, lr = self.step(step, rows, signal)
+            loss = summed["loss"]
+            self.check_lost(summed)
             if io.rank == 0:
-                row = self.row(step, summed, norm, lr, time.perf_counter() - began, stall)
-                signal = io.tick(done, total, row)
+                signal = io.tick(done, total, self.row(step, summed, norm, lr, time.perf_counter() - began, stall))
             stall = 0.0
-            if (done % params.checkpoint.every == 0 or summed["save"] or summed["stop"]) and done < total:
+            if (done % every == 0 or summed["save"] or summed["stop"]) and done < total:
                 before = time.perf_counter()
                 self.save(done)
                 stall = time.perf_counter() - before
             if summed["stop"] and done < total:
                 io.stopped(done)
-                return
-        self.finish(total, last_loss)
+        self.finish(total, loss)
 
-    def loss_of(self, batch: Batch, weight: float) -> torch.Tensor:
-        return self.engine.engine(batch) / weight
+    def step(self, step: int, rows: Iterator, signal: Signal) -> tuple[dict[str, float], float | None, float]:
+        """All micro-steps of one optimizer step: (what the ranks share, gradient norm, learning rate).
+
+        Raises Diverged on every rank where the loss or the gradient norm is not finite.
+        """
+        params, schedule = self.params, self.params.schedule
+        horizon = schedule.horizon or self.plan.steps
+        lr = learning_rate(step, params.lr, schedule.warmup, horizon, params.lr * schedule.min_lr_ratio)
+        weight = step_weight(self.plan, self.lengths, step) or 1.0
+        local, waited, counts, ids = 0.0, 0.0, Counts(), []
+        summed: dict[str, float] = {}
+        norm = None
+        for micro in range(self.micro_steps):
+            batch, wait = next(rows)
+            loss = self.engine.engine(batch.to(self.engine.device)) / weight
+            local, waited = local + float(loss.detach()), waited + wait
+            add_counts(counts, batch.counts)
+            ids += batch.ids
+            self.engine.backward(loss)
+            if micro == self.micro_steps - 1:  # known to all before any weight is touched
+                summed = self.exchange(local, counts, signal, waited)
+                if not math.isfinite(summed["loss"]):
+                    raise Diverged(step + 1, "loss", summed["loss"], ids)
+            norm = self.engine.step(lr)
+        if norm is not None and not math.isfinite(norm):
+            raise Diverged(step + 1, "gradient norm", norm, ids)
+        return summed, norm, lr
 
     def exchange(self, loss: float, counts: Counts, signal: Signal, waited: float) -> dict[str, float]:
         """One all-reduce (float64 sum) for all that ranks share about a step."""
@@ -216,7 +217,9 @@ class Trainer:
             **{key: int(value) for key, value in summed.items() if key.startswith("data/consumed/")},
         }
 
-    def check_lost(self) -> None:
+    def check_lost(self, summed: dict[str, float]) -> None:
+        self.seen += int(summed["samples"])
+        self.lost += int(summed["lost"])
         if self.lost > max(1.0, self.params.max_lost * self.seen):
             raise DataError(
                 f"{self.lost} of {self.seen} samples could not be decoded (max_lost {self.params.max_lost})",
