@@ -73,58 +73,76 @@ def run_stage(
     events(stage, message): what a user should see. stopping(): the driver is on its way out, so that what ends an
     attempt now is no failure. Raises UserError where a living driver holds the stage.
     """
-    name, params = job.stage.name, job.stage.params
+    name = job.stage.name
     write_identity(store, job.stage.kind.base, job.identity)
     record_mapping(store, job.experiment.name, name, job.identity, job.fingerprint)
     ledger = Ledger(store, job.prefix)
     token = _claim(store, ledger, job)
     if token is None:
         return
-    with Heartbeat(store, job.prefix, token[0]):
-        while True:
-            token = ledger.start_attempt(token, params.resources.workers)
-            task = Task(
-                storage=store.url, prefix=job.prefix, stage=name, kind=job.stage.kind_name,
-                fingerprint=job.fingerprint, params=params, model=job.experiment.model, sources=job.experiment.data,
-                parents=parent_refs(store, job), token=token,
-                keep=params.checkpoint.keep if job.stage.kind.trains else 1,
-            )  # fmt: skip
-            error: BaseException | None = None
-            try:
-                attempt(task)
-            except Exception as caught:
-                error = caught
-            state = ledger.state()
-            if state.completed is not None:
-                return
-            if stopping():
-                raise StageFailed(
-                    name, ErrorClass.preempted, error or RuntimeError("stopped"), "the driver was stopped"
-                )
-            if error is None:
-                error = RuntimeError(f"the attempt ended without a result; stageline logs {name} shows what it said")
-            error_class = classify(error)
-            if error_class is ErrorClass.fenced:
-                raise StageFailed(name, error_class, error, "another driver took this stage over")
-            _record_failure(store, ledger, job, token, error_class, error)
-            decision = decide(error_class, state.since_progress)
-            if isinstance(decision, GiveUp):
-                raise StageFailed(name, error_class, error, decision.reason) from error
-            events(name, f"{error_class.value}: {_first_line(error)}; again in {decision.delay_s:.0f} s")
-            time.sleep(decision.delay_s)
+    try:
+        with Heartbeat(store, job.prefix, token[0]):
+            _attempts(store, job, ledger, token, attempt, events, stopping)
+    except Fenced as error:
+        raise StageFailed(name, ErrorClass.fenced, error, "another driver took this stage over") from error
+
+
+def _attempts(
+    store: Store,
+    job: Job,
+    ledger: Ledger,
+    token: Token,
+    attempt: Callable[[Task], None],
+    events: Callable[[str, str], Any],
+    stopping: Callable[[], bool],
+) -> None:
+    """Attempts until one completes the stage. Raises StageFailed, or Fenced where a higher token is in the ledger."""
+    name, params = job.stage.name, job.stage.params
+    while True:
+        token = ledger.start_attempt(token, params.resources.workers)
+        task = Task(
+            storage=store.url, prefix=job.prefix, stage=name, kind=job.stage.kind_name,
+            fingerprint=job.fingerprint, params=params, model=job.experiment.model, sources=job.experiment.data,
+            parents=parent_refs(store, job), token=token,
+            keep=params.checkpoint.keep if job.stage.kind.trains else 1,
+        )  # fmt: skip
+        error: BaseException | None = None
+        try:
+            attempt(task)
+        except Exception as caught:
+            error = caught
+        state = ledger.state()
+        if state.completed is not None:
+            return
+        if stopping():
+            raise StageFailed(name, ErrorClass.preempted, error or RuntimeError("stopped"), "the driver was stopped")
+        if error is None:
+            error = RuntimeError(f"the attempt ended without a result; stageline logs {name} shows what it said")
+        error_class = classify(error)
+        if error_class is ErrorClass.fenced:
+            raise Fenced(str(error)) from error
+        _record_failure(store, ledger, job, token, error_class, error)
+        decision = decide(error_class, state.since_progress)
+        if isinstance(decision, GiveUp):
+            raise StageFailed(name, error_class, error, decision.reason) from error
+        events(name, f"{error_class.value}: {_first_line(error)}; again in {decision.delay_s:.0f} s")
+        time.sleep(decision.delay_s)
 
 
 def _claim(store: Store, ledger: Ledger, job: Job) -> Token | None:
     """A token for this driver; None where the stage is completed already."""
-    state = ledger.state()
+    state, judged = ledger.state(), 0
+    while state.completed is None and state.owner is not None and state.token[0] != judged:
+        judged = state.token[0]
+        if not presumed_dead(store, job.prefix, judged, state.owner):
+            who = f"pid {state.owner['pid']} on {state.owner['host']}"
+            raise UserError(
+                f"another driver ({who}) is running this stage",
+                where=f"stages.{job.stage.name}", remedy="wait for it, or end it and run again",
+            )  # fmt: skip
+        state = ledger.state()  # watching takes a while: another driver may have come first, and is judged in its turn
     if state.completed is not None:
         return None
-    if state.owner is not None and not presumed_dead(store, job.prefix, state.token[0], state.owner):
-        who = f"pid {state.owner['pid']} on {state.owner['host']}"
-        raise UserError(
-            f"another driver ({who}) is running this stage",
-            where=f"stages.{job.stage.name}", remedy="wait for it, or end it and run again",
-        )  # fmt: skip
     try:
         return ledger.claim(owner())
     except Fenced as error:
@@ -146,5 +164,5 @@ def _record_failure(
 
 
 def _first_line(error: BaseException) -> str:
-    text = str(error) or type(error).__name__
-    return text.strip().splitlines()[0][:500]
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0][:500]

@@ -111,17 +111,22 @@ def classify(error: BaseException | str | Iterable[BaseException | str]) -> Erro
     return min((_classify_one(worker) for worker in workers), key=_PRECEDENCE.index, default=ErrorClass.bug)
 
 
-def _workers(error: BaseException | str) -> Iterator[BaseException | str]:
-    """One failure per rank, where the error or something inside it is a group of them."""
+def _workers(error: BaseException | str, seen: frozenset[int] = frozenset()) -> Iterator[BaseException | str]:
+    """One failure per rank, where the error or something inside it is a group of them.
+
+    seen: the groups that this error lies in; one may name the group as its cause.
+    """
     for link in _chain(error):
+        if id(link) in seen:
+            continue
         failures = getattr(link, "worker_failures", None)
         if failures and type(link).__name__ != "NCCLHangError":
             for failure in failures.values():
-                yield from _workers(failure)
+                yield from _workers(failure, seen | {id(link)})
             return
         if isinstance(link, BaseExceptionGroup):
             for failure in link.exceptions:
-                yield from _workers(failure)
+                yield from _workers(failure, seen | {id(link)})
             return
     yield error
 

@@ -5,7 +5,7 @@ what needs it. Each running stage is one thread of the driver; this loop alone d
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any
 
@@ -21,6 +21,12 @@ def demand(stage: Stage) -> dict[str, float]:
     """What a stage occupies while it runs: {CPU, GPU}."""
     resources = stage.params.resources
     return {"CPU": resources.workers * resources.cpus, "GPU": resources.workers * resources.gpus}
+
+
+def fits(stage: Stage, running: Iterable[Stage], available: dict[str, float]) -> bool:
+    """Whether the stage's demand fits beside those that run. Summed anew: taking off and adding back would drift."""
+    beside = [demand(stage), *map(demand, running)]
+    return all(sum(one[what] for one in beside) <= available.get(what, 0.0) + 1e-9 for what in beside[0])
 
 
 def check_demand(experiment: Experiment, stages: list[str], available: dict[str, float]) -> None:
@@ -50,23 +56,21 @@ def run_all(
     """
     needs = experiment.needs
     check_demand(experiment, [name for name in needs if name not in done], available)
-    done, free = set(done), dict(available)
+    done = set(done)
     failed: dict[str, BaseException] = {}
     running: dict[Future, str] = {}
     pool = ThreadPoolExecutor(max_workers=max(1, len(needs)), thread_name_prefix="stage")
     try:
         while True:
             for name in ready(needs, done, set(running.values()), failed):
-                wanted = demand(experiment.stages[name])
-                if all(free.get(what, 0.0) >= amount for what, amount in wanted.items()):
-                    free = {what: free.get(what, 0.0) - wanted.get(what, 0.0) for what in {*free, *wanted}}
+                beside = [experiment.stages[other] for other in running.values()]
+                if fits(experiment.stages[name], beside, available):
                     running[pool.submit(start, name)] = name
             if not running:
                 break
             finished, _ = wait(running, timeout=POLL_S, return_when=FIRST_COMPLETED)
             for future in finished:
                 name = running.pop(future)
-                free = {what: free[what] + demand(experiment.stages[name]).get(what, 0.0) for what in free}
                 error = future.exception()
                 if error is None:
                     done.add(name)

@@ -151,7 +151,7 @@ class StoreIO:
                 path = folder / item["name"]
                 if not path.is_file() or sha256_of(path) != item["sha256"]:
                     raise CheckpointError(f"{item['name']} is missing or damaged", where=prefix)
-        except (Missing, ValueError, KeyError) as error:
+        except (Missing, ValueError, TypeError, KeyError) as error:
             raise CheckpointError(f"its manifest is missing or damaged ({error!r})", where=manifest_key) from error
         return ResumePoint(step, folder, manifest)
 

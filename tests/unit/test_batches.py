@@ -22,7 +22,7 @@ from stages.plan_packs import Lengths, step_weight
 def plan(prepared) -> StepPlan:
     index = ShardReader(prepared).index
     return plan_steps(
-        index["tokens"], index["tiles"], index["repeat"], max_tokens=200, max_tiles=8, global_batch=2, seed=0, epochs=2
+        index["tokens"], index["tiles"], index["repeat"], max_tokens=100, max_tiles=4, global_batch=2, seed=0, epochs=2
     )
 
 

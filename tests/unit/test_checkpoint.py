@@ -1,5 +1,7 @@
 """Fragments: whoever wrote them, in whatever pieces, whoever reads them."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -25,7 +27,7 @@ def pieces(whole, cuts):
     """Fragments of `whole`, each parameter cut at the given places: views, as the engine gives them."""
     for name, parts in whole.items():
         edges = sorted({0, SIZES[name], *(cut % SIZES[name] for cut in cuts)})
-        for start, end in zip(edges, edges[1:]):
+        for start, end in pairwise(edges):
             yield Fragment(name, start, *(parts[part][start:end] for part in PARTS))
 
 

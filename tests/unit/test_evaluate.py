@@ -59,12 +59,12 @@ def test_predictions_come_in_order_whatever_the_batch(prepared, trained, batch):
 def test_an_answer_is_right_only_to_the_letter(prepared, trained, monkeypatch):
     from modeling import generate
 
+    said = {"<image>\nWhat?": "7", "two plus two": "Four", "<image>\nSpell it.": "seve"}
     monkeypatch.setattr(
-        generate, "answer", lambda model, tokenizer, questions, **_: [["7", "Four", "seven "][len(q.conversation[0]["value"]) % 3] for q in questions]
-    )  # fmt: skip
+        generate, "answer", lambda _model, _tokenizer, asked, **_: [said[q.conversation[0]["value"]] for q in asked]
+    )
     rows = answer_part(Part(str(trained), str(prepared), [0, 3, 4], 8, 4, "", 2))
-    assert [row["right"] for row in rows] == [row["answer"] == row["reference"] for row in rows]
-    assert [row["answer"] for row in rows if row["right"]] in ([], ["7"])
+    assert [(row["answer"], row["right"]) for row in rows] == [("7", True), ("Four", False), ("seve", False)]
 
 
 def run(folder, prepared, trained, **fields):

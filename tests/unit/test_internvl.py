@@ -146,7 +146,7 @@ def test_a_weight_of_another_shape_is_an_error_of_the_user(saved, tmp_path):
     def shrink(tensors):
         tensors["multi_modal_projector.linear_1.bias"] = torch.zeros(3)
 
-    with pytest.raises(CheckpointError, match="linear_1.bias"):
+    with pytest.raises(CheckpointError, match=r"linear_1\.bias"):
         load_model(damage(tmp_path / "m", saved, shrink))
 
 
@@ -266,11 +266,10 @@ def test_the_row_of_a_rank_without_a_pack_adds_nothing(micro):
 
 
 def test_frozen_parts_build_no_graph(micro):
-    """mlp warmup: the tower runs without autograd; full: it does not."""
+    """Whatever requires a gradient: in mlp warmup the tower runs without autograd, in vit incremental with it."""
     batch = row(micro)
     for train, expected in ((("mlp",), False), (("vit", "mlp"), True)):
         model = micro.build()
-        set_trainable(model, train)
         loss = TrainingLoss(model, train)
         seen = []
         model.model.vision_tower.encoder.register_forward_hook(lambda _m, _i, out, s=seen: s.append(out[0]))

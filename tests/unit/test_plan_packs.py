@@ -16,7 +16,7 @@ from stages.plan_packs import PLAN, Lengths, data_parent, parent, plan_packs
 
 def fake(folder, prepared, **fields) -> FakeIO:
     params = TrainParams(**{
-        "train": ("mlp",), "lr": 1e-3, "global_batch": 2, "epochs": 2, "packing": {"max_tokens": 200, "max_tiles": 8},
+        "train": ("mlp",), "lr": 1e-3, "global_batch": 2, "epochs": 2, "packing": {"max_tokens": 100, "max_tiles": 4},
         **fields,
     })  # fmt: skip
     data = Input("d_data", "prepare", "1" * 64, prepared, PrepareParams(data="d").model_dump(mode="json"))
@@ -36,13 +36,14 @@ def test_every_sample_is_planned_once_per_epoch_within_the_budgets(tmp_path, pre
     assert sorted(zip(plan.epoch[rows], plan.sample[rows])) == [(e, i) for e in (0, 1) for i in range(5)]
     for pack in plan.packs:
         members = plan.sample[pack]
-        assert index["tokens"][members].sum() <= 200 and index["tiles"][members].sum() <= 8
+        assert index["tokens"][members].sum() <= 100 and index["tiles"][members].sum() <= 4
 
 
 def test_the_same_stage_has_the_same_plan_and_another_seed_another(tmp_path, prepared):
-    plans = [planned(tmp_path / str(n), prepared, steps=6, epochs=None, seed=seed) for n, seed in enumerate((0, 0, 1))]
+    fields = {"steps": 12, "epochs": None, "global_batch": 1}
+    plans = [planned(tmp_path / str(n), prepared, seed=seed, **fields) for n, seed in enumerate((0, 0, 1))]
     assert plans[0].digest() == plans[1].digest() != plans[2].digest()
-    assert plans[0].steps == 6 and all(len(plans[0].step(s)) == 2 for s in range(6))
+    assert plans[0].steps == 12 and all(len(plans[0].step(s)) == 1 for s in range(12))
 
 
 def test_it_says_what_was_planned(tmp_path, prepared):
@@ -52,7 +53,7 @@ def test_it_says_what_was_planned(tmp_path, prepared):
     assert io.lines[0].startswith(f"{len(plan.packs)} packs of 10 samples in {plan.steps} steps, token fill ")
 
 
-@pytest.mark.parametrize("packing", [{"max_tokens": 30, "max_tiles": 8}, {"max_tokens": 200, "max_tiles": 2}])
+@pytest.mark.parametrize("packing", [{"max_tokens": 30, "max_tiles": 4}, {"max_tokens": 100, "max_tiles": 2}])
 def test_a_sample_that_fits_no_pack_is_told(tmp_path, prepared, packing):
     io = fake(tmp_path / "a", prepared, packing=packing)
     with pytest.raises(DataError, match="fit no pack of") as caught:

@@ -77,8 +77,8 @@ PADDED = 280  # rows of the language folder's embeddings, more than its tokenize
 
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory, micro):
-    """A vision folder, and a language folder whose tokenizer has `known` tokens, none of InternVL's; its rows are padded
-    and its head is tied, as Qwen2.5-0.5B's."""
+    """A vision folder; a language folder with a tokenizer of `known` tokens, none of InternVL's, padded rows and a tied
+    head, as Qwen2.5-0.5B has."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import (
         AutoTokenizer,

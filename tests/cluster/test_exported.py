@@ -1,0 +1,63 @@
+"""The exported folder belongs to everyone: plain transformers loads it and answers as `stageline ask` does."""
+
+import json
+import subprocess
+import sys
+
+# a stranger's program: transformers for the model, our tiles and template for the prompt, no other code of ours
+STRANGER = """
+import json, sys
+import torch
+from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoTokenizer
+from modeling.template import encode_prompt
+from modeling.tiles import split_image, to_pixels
+
+folder, questions = sys.argv[1], json.loads(sys.argv[2])
+model = AutoModelForImageTextToText.from_pretrained(folder)
+tokenizer = AutoTokenizer.from_pretrained(folder)
+size = model.config.vision_config.image_size[0]
+for text, pictures, max_tiles in questions:
+    split = [split_image(Image.open(path).convert("RGB"), max_tiles, tile_size=size) for path in pictures]
+    turns = [{"from": "human", "value": text}]
+    ids = encode_prompt(turns, tokenizer, [len(tiles) for tiles in split], model.config.image_seq_length, system="")
+    pixels = to_pixels([tile for tiles in split for tile in tiles])
+    with torch.no_grad():
+        out = model.generate(input_ids=torch.tensor([ids]), pixel_values=pixels, max_new_tokens=12, do_sample=False)
+    print(json.dumps(tokenizer.decode(out[0, len(ids):], skip_special_tokens=True).strip()))
+"""
+
+
+def test_plain_transformers_answers_as_ask_does(undisturbed, data):
+    meta = json.loads((data / "heldout.json").read_text())
+    questions, asked = [], []
+    for name, entry in meta.items():
+        sample = json.loads((data / entry["annotation"]).read_text().splitlines()[0])
+        pictures = sample["image"] if isinstance(sample["image"], list) else [sample["image"]]
+        pictures = [str(data / entry["root"] / picture) for picture in pictures]
+        text = sample["conversations"][0]["value"]
+        per_picture = max(1, entry["max_dynamic_patch"] // len(pictures))
+        questions.append((text, pictures, per_picture))
+        arguments = [part for picture in pictures for part in ("--image", picture)]
+        limit = str(entry["max_dynamic_patch"])
+        done = undisturbed.command(
+            "ask", "full_finetune", text, *arguments, "--max-tiles", limit, "--max-new-tokens", "12"
+        )
+        assert done.returncode == 0, (name, done.stderr)
+        asked.append(done.stdout.rstrip("\n"))
+    stranger = subprocess.run(
+        [sys.executable, "-c", STRANGER, str(undisturbed.result("export")), json.dumps(questions)],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert stranger.returncode == 0, stranger.stderr
+    answers = [json.loads(line) for line in stranger.stdout.splitlines()]
+    assert answers == asked
+    assert any(asked), "an empty answer shows nothing"
+
+
+def test_the_export_is_the_trained_model_with_what_a_stranger_needs(undisturbed):
+    folder = undisturbed.result("export")
+    assert undisturbed.weights("export") == undisturbed.weights("full_finetune")
+    names = {path.name for path in folder.iterdir()}
+    assert names >= {"config.json", "tokenizer.json", "chat_template.jinja", "preprocessor_config.json", "README.md"}
+    assert not [path for path in undisturbed.storage.rglob("*") if path.suffix in (".pt", ".pth", ".bin", ".pkl")]

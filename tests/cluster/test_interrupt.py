@@ -1,0 +1,40 @@
+"""SIGTERM and Ctrl-C: the driver leaves at once with a message, nothing of it trains on, and `run` goes on."""
+
+import re
+import time
+
+from harness import EVERY, STEPS, assert_lineage
+
+MESSAGE = "stageline: interrupted; run again to go on from the last checkpoints"
+AT_ONCE_S = 30  # of which Ray takes a few for its own end
+
+
+def test_sigterm_then_ctrl_c_then_to_the_end(before_finetune, undisturbed, start):
+    experiment = before_finetune
+
+    driver = start(experiment)
+    driver.wait_for_checkpoint(EVERY)
+    began = time.monotonic()
+    assert driver.terminate() == 130
+    assert time.monotonic() - began < AT_ONCE_S
+    assert MESSAGE in driver.output
+    assert "Traceback" not in driver.output
+
+    driver = start(experiment)
+    driver.wait_for_checkpoint(4 * EVERY)
+    running = experiment.without_ray("status")  # beside the driver, from storage alone
+    assert re.search(r"^full_finetune +full_finetune +running +\d+/100 +\d\.\d{4} +[456]0 +2 ", running.stdout, re.M)
+    assert driver.interrupt() == 130
+    assert MESSAGE in driver.output
+    assert "Traceback" not in driver.output
+    state = experiment.state("full_finetune")
+    assert state.completed is None
+    assert state.furthest < STEPS
+    assert state.failures == (), "an interrupted stage has not failed"
+
+    experiment.run()
+    assert experiment.state("full_finetune").attempts == 3
+    assert_lineage(experiment)
+    attempts = [row["attempt"] for row in experiment.rows()]
+    assert list(dict.fromkeys(attempts)) == ["e0001a0001", "e0002a0001", "e0003a0001"]
+    assert experiment.weights() == undisturbed.weights()

@@ -1,0 +1,309 @@
+"""Checkpoints and results over a store: what exists is what the ledger says, whoever dies when."""
+
+import json
+
+import pytest
+
+from orchestrator import stageio
+from orchestrator.errors import Fenced, Preempted
+from orchestrator.ledger import Ledger
+from orchestrator.progress import read_logs
+from orchestrator.stageio import ParentRef, StoreIO, Task
+from orchestrator.store import FileStore, MemoryStore
+from stages.params import TrainParams
+
+P = "stages/train/0123456789abcdef"
+PARAMS = TrainParams(train=("mlp",), lr=1e-3, global_batch=2, steps=10)
+
+
+class World:
+    """A stage on a store, claimed. `puts` and `deletes` in order in `operations`."""
+
+    def __init__(self, store, monkeypatch, folder):
+        self.store, self.folder, self.operations = store, folder, []
+        for name in ("put", "put_file", "delete"):
+            monkeypatch.setattr(store, name, self.recorded(name, getattr(store, name)))
+        monkeypatch.setattr(stageio, "open_store", lambda url: store)
+        self.ledger = Ledger(store, P)
+        self.token = self.ledger.claim({"host": "h"})
+        self.open = []
+
+    def recorded(self, name, original):
+        def call(key, *rest, **more):
+            original(key, *rest, **more)
+            self.operations.append((name, key))
+
+        return call
+
+    def attempt(self, keep=3, parents=(), mapper=None, kind="mlp_warmup", **more) -> StoreIO:
+        self.token = self.ledger.start_attempt(self.token, 1)
+        task = Task("", P, "mlp", kind, "0" * 64, PARAMS, None, {}, tuple(parents), self.token, keep)
+        self.open.append(StoreIO(task, mapper=mapper, **more))
+        return self.open[-1]
+
+    def shards(self, io, step, ranks=2):
+        """Every rank's file of a step, its content told by step, rank and attempt."""
+        files = []
+        for rank in range(ranks):
+            path = self.folder / f"shard-{rank}"
+            path.write_bytes(f"step {step} rank {rank} token {io.task.token} ".encode() * 20)
+            files.append(io.put_shard(step, path.name, path))
+        return files
+
+    def save(self, io, step):
+        io.commit(step, self.shards(io, step), {"world": 2})
+
+    def logs(self):
+        return "".join(read_logs(self.store, P).values())
+
+
+@pytest.fixture(params=["file", "memory"])
+def world(request, tmp_path, monkeypatch):
+    """On a folder, read in place, and on a store whose files have to be fetched, as S3's."""
+    store = FileStore(tmp_path / "store") if request.param == "file" else MemoryStore()
+    world = World(store, monkeypatch, tmp_path)
+    yield world
+    for io in world.open:
+        io.close()
+
+
+def key_of(store, step, name) -> str:
+    (key,) = [k for k in store.list(f"{P}/checkpoints/checkpoint-{step:08d}/") if k.endswith(f"/{name}")]
+    return key
+
+
+def test_a_checkpoint_is_shards_then_manifest_then_entry(world):
+    io = world.attempt()
+    world.operations.clear()
+    world.save(io, 10)
+    keys = dict.fromkeys(key.rsplit("/", 1)[1] for _, key in world.operations if "/logs/" not in key)
+    assert list(keys) == ["shard-0", "shard-1", "manifest.json", "00000002.json"]
+    point = world.attempt().resume_point()
+    assert point.step == 10 and point.manifest["world"] == 2 and point.manifest["token"] == [1, 1]
+    for rank, item in enumerate(point.manifest["files"]):
+        content = (point.folder / item["name"]).read_bytes()
+        assert content.startswith(f"step 10 rank {rank} ".encode()) and item["size"] == len(content)
+
+
+def test_without_an_entry_it_does_not_exist(world):
+    io = world.attempt()
+    assert io.resume_point() is None
+    world.save(io, 10)
+    files = world.shards(io, 20)
+    manifest = {"step": 20, "files": files}
+    world.store.put(f"{P}/checkpoints/checkpoint-00000020/e0001a0001/manifest.json", json.dumps(manifest).encode())
+    assert io.resume_point().step == world.attempt().resume_point().step == 10
+
+
+def flip(store, step):
+    key = key_of(store, step, "shard-1")
+    content = bytearray(store.get(key))
+    content[7] ^= 1
+    store.put(key, bytes(content))
+
+
+def truncate(name):
+    def damage(store, step):
+        key = key_of(store, step, name)
+        store.put(key, store.get(key)[:-30])
+
+    return damage
+
+
+def replace(content):
+    return lambda store, step: store.put(key_of(store, step, "manifest.json"), content)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        flip, truncate("shard-0"), truncate("manifest.json"), replace(b""), replace(b"[]"), replace(b"{}"),
+        replace(b'{"files": [1]}'), replace(b"\xff\xfe"),
+        lambda store, step: store.delete(key_of(store, step, "shard-1")),
+        lambda store, step: store.delete(key_of(store, step, "manifest.json")),
+        lambda store, step: [store.delete(key_of(store, step, n)) for n in ("manifest.json", "shard-0", "shard-1")],
+    ],
+)  # fmt: skip
+def test_damage_falls_back_to_the_checkpoint_before_and_says_so(world, damage):
+    io = world.attempt()
+    for step in (10, 20):
+        world.save(io, step)
+    damage(world.store, 20)
+    point = world.attempt().resume_point()
+    assert point.step == 10 and (point.folder / "shard-0").read_bytes().startswith(b"step 10 rank 0")
+    assert "checkpoint of step 20 cannot be used, trying the one before" in world.logs()
+    flip(world.store, 10)
+    assert world.attempt().resume_point() is None, "a stage without a checkpoint starts anew"
+    assert "checkpoint of step 10 cannot be used" in world.logs()
+
+
+def test_only_rank_0_says_so(world):
+    world.save(world.attempt(), 10)
+    flip(world.store, 10)
+    assert world.attempt(rank=1, world=2).resume_point() is None
+    assert "cannot be used" not in world.logs()
+
+
+def test_no_flipped_byte_of_a_manifest_gives_wrong_files(tmp_path, monkeypatch):
+    """Every byte in turn: the checkpoint before, or this one with the very files that were written."""
+    world = World(FileStore(tmp_path / "store"), monkeypatch, tmp_path)
+    io = world.attempt()
+    monkeypatch.setattr(io, "log", lambda message: None)
+    for step in (10, 20):
+        world.save(io, step)
+    path = world.store.local_path(key_of(world.store, 20, "manifest.json"))
+    written = path.read_bytes()
+    outcomes = set()
+    for place in range(len(written)):
+        path.write_bytes(written[:place] + bytes([written[place] ^ 1]) + written[place + 1 :])
+        point = io.resume_point()
+        outcomes.add(point.step)
+        names = [item["name"] for item in point.manifest["files"]]
+        assert names == ["shard-0", "shard-1"] and point.folder.parent.name.endswith(f"{point.step:08d}")
+    assert outcomes == {10, 20}
+    io.close()
+
+
+def test_retention_tells_the_ledger_before_it_removes(world):
+    io = world.attempt(keep=2)
+    world.save(io, 10)
+    world.save(io, 20)
+    world.operations.clear()
+    world.save(io, 30)
+    retired = next(i for i, (_, key) in enumerate(world.operations) if key.endswith("ledger/00000005.json"))
+    deletes = [i for i, (name, _) in enumerate(world.operations) if name == "delete"]
+    assert len(deletes) == 3 and min(deletes) > retired
+    assert [entry.type for entry in world.ledger.entries()][-2:] == ["checkpoint", "retired"]
+    assert [c.step for c in world.ledger.state().checkpoints] == [30, 20]
+    folders = {key.split("/")[4] for key in world.store.list(f"{P}/checkpoints/")}
+    assert folders == {"checkpoint-00000020", "checkpoint-00000030"}
+    assert world.attempt().resume_point().step == 30
+
+
+def test_a_death_within_the_removal_harms_nothing(world, monkeypatch):
+    io = world.attempt(keep=1)
+    world.save(io, 10)
+    dying = world.store.delete
+
+    def dies(key):
+        dying(key)
+        raise ConnectionError("killed")
+
+    monkeypatch.setattr(world.store, "delete", dies)
+    with pytest.raises(ConnectionError):
+        world.save(io, 20)
+    monkeypatch.setattr(world.store, "delete", dying)
+    later = world.attempt(keep=1)
+    assert later.resume_point().step == 20 and "cannot be used" not in world.logs()
+
+
+def test_an_earlier_attempt_commits_nothing_and_harms_no_file_of_a_later_one(world):
+    old = world.attempt()
+    world.save(old, 10)
+    new = world.attempt()
+    world.save(new, 20)
+    before = world.store.get(key_of(world.store, 20, "shard-0"))
+    entries = len(world.ledger.entries())
+    files = world.shards(old, 20)
+    with pytest.raises(Fenced):
+        old.commit(20, files, {})
+    (world.folder / "result").mkdir()
+    (world.folder / "result" / "weights").write_bytes(b"old")
+    with pytest.raises(Fenced):
+        old.complete(world.folder / "result", {})
+    with pytest.raises(Fenced):
+        old.tick(21, 100, {})
+    assert len(world.ledger.entries()) == entries
+    point = world.attempt().resume_point()
+    assert point.step == 20 and (point.folder / "shard-0").read_bytes() == before
+
+
+def test_a_step_committed_again_after_a_fall_back_is_the_new_one(world):
+    io = world.attempt()
+    for step in (10, 20):
+        world.save(io, step)
+    flip(world.store, 20)
+    again = world.attempt()
+    assert again.resume_point().step == 10
+    world.save(again, 20)
+    point = world.attempt().resume_point()
+    assert point.step == 20 and b"token (1, 2)" in (point.folder / "shard-1").read_bytes()
+
+
+def test_a_result_lies_under_its_token_with_the_metrics_of_the_lineage(world):
+    first = world.attempt()
+    for step in range(1, 9):
+        first.tick(step, 10, {"loss": 9.0})
+    first.flush(8)
+    second = world.attempt()
+    for step in range(5, 11):
+        second.tick(step, 10, {"loss": 1.0})
+    folder = world.folder / "model"
+    (folder / "deep").mkdir(parents=True)
+    (folder / "weights").write_bytes(b"12345")
+    (folder / "deep" / "more").write_bytes(b"x")
+    second.complete(folder, {"loss": 1.0})
+    done = world.ledger.state().completed
+    assert done["summary"] == {"loss": 1.0} and done["manifest"]["folder"] == f"{P}/result/e0001a0002"
+    assert [(item["name"], item["size"]) for item in done["manifest"]["files"]] == [("deep/more", 1), ("weights", 5)]
+    rows = [json.loads(line) for line in world.store.get(f"{P}/metrics.jsonl").splitlines()]
+    assert [(row["step"], row["loss"]) for row in rows] == [(s, 9.0 if s < 5 else 1.0) for s in range(1, 11)]
+    parent = ParentRef("mlp", "train", "0" * 16, done["manifest"]["folder"], {"lr": 1e-3})
+    child = world.attempt(parents=[parent])
+    given = child.inputs["mlp"]
+    assert (given.folder / "weights").read_bytes() == b"12345" and (given.folder / "deep" / "more").read_bytes() == b"x"
+    assert (given.kind, given.params) == ("train", {"lr": 1e-3})
+
+
+def test_a_result_counts_only_with_its_entry(world, monkeypatch):
+    io = world.attempt()
+    (world.folder / "model").mkdir()
+    (world.folder / "model" / "weights").write_bytes(b"1")
+    monkeypatch.setattr(io.ledger, "append", lambda *a, **k: (_ for _ in ()).throw(ConnectionError("killed")))
+    with pytest.raises(ConnectionError):
+        io.complete(world.folder / "model", {})
+    assert world.ledger.state().completed is None
+
+
+def test_what_is_kept_beside_the_stage_is_fetched_by_a_later_attempt(world):
+    (world.folder / "plan").write_bytes(b"plan")
+    world.attempt().keep("plan.npz", world.folder / "plan")
+    assert world.attempt().fetch("plan.npz").read_bytes() == b"plan"
+
+
+def test_rank_0_is_told_in_time_that_it_was_fenced(world, monkeypatch):
+    """The look at the ledger costs a read: it is taken at intervals, not at every step."""
+    now = [100.0]
+    monkeypatch.setattr(stageio.time, "monotonic", lambda: now[0])
+    io = world.attempt()
+    io.tick(1, 10, {})
+    world.ledger.claim({"host": "other"})
+    now[0] += stageio.FENCE_CHECK_S / 2
+    io.tick(2, 10, {})
+    now[0] += stageio.FENCE_CHECK_S
+    with pytest.raises(Fenced):
+        io.tick(3, 10, {})
+
+
+def test_stopping_is_told_as_preempted(world):
+    with pytest.raises(Preempted, match="after step 7"):
+        world.attempt().stopped(7)
+
+
+def test_map_runs_on_what_the_driver_gives(world):
+    io = world.attempt(kind="prepare", mapper=lambda function, items, resources: map(function, items))
+    assert list(io.map(str, [1, 2])) == ["1", "2"]
+    with pytest.raises(AssertionError, match="maps nothing"):
+        world.attempt().map(str, [1])
+
+
+def test_the_drivers_part_of_a_training_stage_logs_apart_from_its_workers(world):
+    world.attempt(mapper=map).log("planned")
+    assert list(read_logs(world.store, P)) == ["e0001a0001-0plan.log"]
+
+
+def test_close_leaves_no_scratch_behind(world):
+    io = world.attempt()
+    (io.scratch / "file").write_bytes(b"1")
+    io.close()
+    assert not io.scratch.exists()
