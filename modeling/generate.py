@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from modeling.template import encode_prompt
-from modeling.tiles import split_image, tiles_per_image_limit, to_pixels
+from modeling.tiles import Tie, split_image, tiles_per_image_limit, to_pixels
 
 
 @dataclass(frozen=True)
@@ -21,13 +21,16 @@ class Question:
     conversation: Sequence[dict[str, str]]
     images: Sequence[Image.Image]
     max_tiles: int = 12
+    tile_tie: Tie = "strict"
 
 
 def encode_question(question: Question, tokenizer, config, system: str | None) -> tuple[list[int], torch.Tensor | None]:
     """(input ids, pixels [tiles, 3, S, S] or None). config: the model's InternVLConfig."""
     size = config.vision_config.image_size[0]
     limit = tiles_per_image_limit(question.max_tiles, max(1, len(question.images)))
-    split = [split_image(image.convert("RGB"), limit, tile_size=size) for image in question.images]
+    split = [
+        split_image(image.convert("RGB"), limit, tile_size=size, tie=question.tile_tie) for image in question.images
+    ]
     ids = encode_prompt(
         question.conversation, tokenizer, [len(tiles) for tiles in split], config.image_seq_length, system=system
     )

@@ -33,13 +33,13 @@ from modeling.tiles import IMAGENET_MEAN, IMAGENET_STD
 
 
 def build_config(resolved: Resolved, tokenizer) -> InternVLConfig:
-    """The configuration of the whole model; vocabulary of the tokenizer, head never tied (as official)."""
+    """The configuration of the whole model; vocabulary for the tokenizer, head never tied (as official)."""
     ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
     if resolved.language_folder:
         from transformers import AutoConfig
 
         text = AutoConfig.from_pretrained(resolved.language_folder)
-        text.vocab_size = max(text.vocab_size, len(tokenizer))
+        text.vocab_size = max(text.vocab_size, len(tokenizer))  # a folder's padding rows are kept
         text.tie_word_embeddings = False
     else:
         sizes = {key: value for key, value in resolved.language.items() if key != "model_type"}

@@ -82,7 +82,10 @@ def _fit(task: Task) -> None:
         try:
             trainer.fit()
         except Exception as error:
-            raise worker_error(error) from error
+            telling = worker_error(error)
+            if telling is error:
+                raise
+            raise telling from None  # `error` holds it: as its cause it would close a ring
 
 
 def worker_error(error: BaseException) -> BaseException:
@@ -111,9 +114,9 @@ def _work(config: dict[str, Any]) -> None:
     io = StoreIO(task, rank, world)
     try:
         KINDS[task.kind].run(io)
-    except BaseException:
+    except BaseException as error:
         if rank == 0:
-            io.log(traceback.format_exc())
+            io.log(f"stopped: {error}" if isinstance(error, UserError) else traceback.format_exc())
         raise
     finally:
         io.close()
@@ -144,5 +147,6 @@ def _get(reference: Any) -> Any:
     try:
         return ray.get(reference)
     except RayTaskError as error:
-        cause = error.cause
-        raise (cause if isinstance(cause, UserError) else error) from error
+        if isinstance(error.cause, UserError):
+            raise error.cause from None
+        raise

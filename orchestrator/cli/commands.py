@@ -99,8 +99,8 @@ def _run_rest(options, experiment, store, identities, by_name, done, console) ->
     def on_sigterm(_number, _frame):
         raise KeyboardInterrupt
 
-    signal.signal(signal.SIGTERM, on_sigterm)
     available = start_ray(options.address or os.environ.get("RAY_ADDRESS"))
+    signal.signal(signal.SIGTERM, on_sigterm)  # Ray has set one that shuts down under the stages' feet
     try:
         check_demand(experiment, [name for name in experiment.stages if name not in done], available)
         watch = Watch(store, {name: item.prefix for name, item in by_name.items()}, console)
@@ -124,6 +124,7 @@ def _run_rest(options, experiment, store, identities, by_name, done, console) ->
 
 def _tell_failures(experiment: Experiment, failed: dict[str, BaseException], by_name: dict[str, StagePlan]) -> int:
     from orchestrator.driver import StageFailed
+    from orchestrator.errors import ErrorClass
     from orchestrator.graph import blocked_by
 
     code = 2
@@ -131,6 +132,8 @@ def _tell_failures(experiment: Experiment, failed: dict[str, BaseException], by_
         cause = error.error if isinstance(error, StageFailed) else error
         if isinstance(cause, UserError):
             print(f"stageline: stage {name} stopped: {cause}", file=sys.stderr)
+        elif isinstance(error, StageFailed) and error.error_class is ErrorClass.fenced:
+            print(f"stageline: stage {name} stopped: {error.reason} → run again to reuse its result", file=sys.stderr)
         else:
             code = 1
             traceback.print_exception(cause)

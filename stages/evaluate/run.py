@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from modeling.tiles import Tie
 from stages.io import StageIO
 from stages.plan_packs import data_parent, parent
 
@@ -37,6 +38,7 @@ class Part:
     max_new_tokens: int
     system: str | None
     threads: int
+    tile_tie: Tie = "strict"
 
 
 def answer_part(part: Part) -> list[dict[str, Any]]:
@@ -59,7 +61,7 @@ def answer_part(part: Part) -> list[dict[str, Any]]:
         for i in chosen:
             conversation, images = reader.sample(i)
             *turns, last = conversation
-            questions.append(Question(turns, images, int(reader.index["max_tiles"][i])))
+            questions.append(Question(turns, images, int(reader.index["max_tiles"][i]), part.tile_tie))
             references.append(last["value"])
         answers = answer(model, tokenizer, questions, system=part.system, max_new_tokens=part.max_new_tokens)
         for i, reference, given in zip(chosen, references, answers, strict=True):
@@ -99,6 +101,7 @@ def evaluate(io: StageIO) -> None:
         Part(
             str(trained.folder), str(data.folder), [int(i) for i in chunk], params.batch, params.max_new_tokens,
             io.sources[data.params["data"]].system, max(1, int(params.resources.cpus)),
+            data.params["tile_tie"],
         )
         for chunk in np.array_split(np.array(rows), min(len(rows), params.resources.workers))
     ]  # fmt: skip

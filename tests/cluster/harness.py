@@ -61,7 +61,7 @@ stages:
   full_finetune:
     needs: [mix_data, mlp_warmup]
     steps: {steps}
-    lr: 1e-3
+    lr: 5e-3
     drop_path: 0.1
     schedule: {{warmup: 4}}
   evaluate: {{needs: [heldout_data, full_finetune], resources: {{workers: 1}}}}

@@ -39,13 +39,13 @@ def test_a_second_run_reuses_everything_within_three_seconds_and_without_ray(und
 
 def test_a_changed_setting_is_named_and_runs_only_what_depends_on_it(undisturbed, tmp_path):
     experiment = undisturbed.copy(tmp_path / "copy")
-    changed = "stages.full_finetune.lr=5e-4"
+    changed = "stages.full_finetune.lr=2.5e-3"
     kept, later = ("mix_data", "heldout_data", "mlp_warmup"), ("full_finetune", "evaluate", "export")
     prefixes = {stage: experiment.prefix(stage) for stage in STAGES}
 
     planned = experiment.without_ray("plan", changed)
     lines = {line.split()[0]: line for line in planned.stdout.splitlines() if line.split()}
-    assert "lr: 0.001 → 0.0005" in lines["full_finetune"]
+    assert "lr: 0.005 → 0.0025" in lines["full_finetune"]
     assert all(" reuse " in lines[stage] for stage in kept), planned.stdout
     assert all(" run " in lines[stage] for stage in later), planned.stdout
 

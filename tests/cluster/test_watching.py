@@ -54,7 +54,7 @@ def test_metrics_have_the_names_people_know(undisturbed):
         assert 0 < row["packing/token_fill"] <= 1
         assert row["balance/max_over_mean"] >= 1 - 1e-9
     assert rows[-1]["loss"] < 0.6 * rows[0]["loss"], "it learns"
-    assert [rows[i]["learning_rate"] for i in range(4)] == [0.00025, 0.0005, 0.00075, 0.001]
+    assert [rows[i]["learning_rate"] for i in range(5)] == [0.0, 0.00125, 0.0025, 0.00375, 0.005]
 
 
 def test_the_warmup_changed_the_projector_alone(undisturbed):
