@@ -40,6 +40,10 @@ def deepspeed_config(setting: int | Path, precision: str) -> dict[str, Any]:
     else:
         config: dict[str, Any] = {"zero_optimization": {"stage": setting}}
     zero = config.setdefault("zero_optimization", {})
+    if not isinstance(zero, dict):
+        raise UserError(
+            f"zero_optimization is {zero!r}, not a mapping", where=str(setting), remedy='write {"stage": 1}'
+        )
     stage = zero.setdefault("stage", 0)
     if stage not in (0, 1, 2):
         raise UserError(f"ZeRO stage {stage} is not supported yet", where="deepspeed", remedy="use 0, 1 or 2")
@@ -68,7 +72,7 @@ def build_ops() -> str:
 class Engine:
     """Trains the parameters of `module` that require a gradient, on the default process group.
 
-    names: parameter -> its name in checkpoints. Raises UserError when nothing trains.
+    names: parameter -> its name in checkpoints. Raises UserError when nothing trains or DeepSpeed refuses its JSON.
     """
 
     def __init__(
@@ -77,6 +81,8 @@ class Engine:
     ):  # fmt: skip
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
         import deepspeed
+        from deepspeed.runtime.config import DeepSpeedConfigError
+        from pydantic import ValidationError
 
         self.world, self.accumulation, self.max_grad_norm = dist.get_world_size(), accumulation, max_grad_norm
         self.parameters = [p for p in module.parameters() if p.requires_grad]
@@ -98,9 +104,17 @@ class Engine:
         ]
         groups = [group for group in groups if group["params"]]
         self.optimizer = torch.optim.AdamW(groups, lr=0.0, betas=betas, eps=eps, foreach=False)
-        engine, *_ = deepspeed.initialize(
-            model=module, optimizer=self.optimizer, config=config, dist_init_required=False
-        )
+        try:
+            engine, *_ = deepspeed.initialize(
+                model=module, optimizer=self.optimizer, config=config, dist_init_required=False
+            )
+        except (ValidationError, DeepSpeedConfigError) as error:
+            if not isinstance(setting, Path):
+                raise
+            raise UserError(
+                f"DeepSpeed refuses this configuration: {' '.join(str(error).split())}",
+                where=str(setting), remedy="correct the DeepSpeed JSON",
+            ) from error  # fmt: skip
         self.engine: Any = engine
         self.device: torch.device = self.engine.device
         self._create_state()

@@ -9,7 +9,6 @@ import pytest
 from harness import SEED, Experiment
 
 ROOT = Path(__file__).parents[2]
-LATER = ("full_finetune", "evaluate", "export")
 
 
 def pytest_report_header() -> str:
@@ -45,8 +44,8 @@ def undisturbed(data, tmp_path_factory) -> Experiment:
 
 @pytest.fixture
 def before_finetune(undisturbed, tmp_path) -> Experiment:
-    """A copy in which full_finetune and what needs it have not run yet."""
-    return undisturbed.copy(tmp_path / "copy", without=LATER)
+    """A copy that ends with full_finetune, which has not run yet."""
+    return undisturbed.before_finetune(tmp_path / "copy")
 
 
 @pytest.fixture

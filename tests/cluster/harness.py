@@ -78,15 +78,27 @@ class Experiment:
         self.path, self.storage = folder / "experiment.yaml", folder / "storage"
         self.path.write_text(text.format(data=data, steps=STEPS, every=EVERY))
 
-    def copy(self, folder: Path, without: tuple[str, ...] = ()) -> "Experiment":
-        """The same experiment elsewhere, its storage too, as if the stages `without` had never run."""
-        other = Experiment(folder, self.data, self.path.read_text().replace("{", "{{").replace("}", "}}"))
-        shutil.copytree(self.storage, other.storage)
-        for stage in without:
-            note = other.storage / "experiments" / "cluster" / "stages" / f"{stage}.json"
+    def before_finetune(self, folder: Path) -> "Experiment":
+        """The same experiment elsewhere, its storage too, as if it ended with full_finetune and that had not run yet."""
+        lines = self.path.read_text().splitlines()
+        text = "\n".join(line for line in lines if not line.startswith(("  evaluate:", "  export:")))
+        other = self._copy(folder, text)
+        for stage in ("full_finetune", "evaluate", "export"):
             shutil.rmtree(other.prefix(stage))
-            note.unlink()
+            other._note(stage).unlink()
         return other
+
+    def copy(self, folder: Path) -> "Experiment":
+        """The same experiment elsewhere, with a copy of its storage."""
+        return self._copy(folder, self.path.read_text())
+
+    def _copy(self, folder: Path, text: str) -> "Experiment":
+        other = Experiment(folder, self.data, text.replace("{", "{{").replace("}", "}}"))
+        shutil.copytree(self.storage, other.storage)
+        return other
+
+    def _note(self, stage: str) -> Path:
+        return self.storage / "experiments" / "cluster" / "stages" / f"{stage}.json"
 
     # -- commands ------------------------------------------------------------------------------------
 
@@ -116,7 +128,7 @@ class Experiment:
 
     def prefix(self, stage: str) -> Path:
         """The stage's folder, by what the experiment last called so."""
-        note = json.loads((self.storage / "experiments" / "cluster" / "stages" / f"{stage}.json").read_text())
+        note = json.loads(self._note(stage).read_text())
         (folder,) = self.storage.glob(f"stages/*/{note['fingerprint'][:16]}")
         return folder
 

@@ -16,8 +16,7 @@ AFTER = 20  # steps after a change of the number of workers over which losses mu
 @pytest.fixture(scope="module")
 def killed(undisturbed, tmp_path_factory) -> tuple[Experiment, int]:
     """An experiment whose driver was killed in full_finetune; the step of the checkpoint it left."""
-    folder = tmp_path_factory.mktemp("killed")
-    experiment = undisturbed.copy(folder / "copy", without=("full_finetune", "evaluate", "export"))
+    experiment = undisturbed.before_finetune(tmp_path_factory.mktemp("killed") / "copy")
     rng = random.Random(SEED)
     step, delay = rng.randrange(EVERY, STEPS // 2, EVERY), rng.uniform(0, 0.7)
     driver = experiment.start()
@@ -85,9 +84,12 @@ def test_a_checkpoint_of_zero_1_resumes_under_zero_2(killed, undisturbed, tmp_pa
     np.testing.assert_allclose(experiment.losses()[after], undisturbed.losses()[after], rtol=1e-5)
 
 
-def test_accumulation_on_one_worker_gives_the_losses_of_two(before_finetune, undisturbed):
-    before_finetune.run("defaults.resources.workers=1")
-    assert before_finetune.state("full_finetune").completed["summary"]["world"] == 1
+@pytest.mark.parametrize(("workers", "cpus"), [(1, 1), (4, 0.5)])
+def test_accumulation_does_not_change_the_losses(workers, cpus, before_finetune, undisturbed):
+    """A global batch of four packs as 1 × 4, 2 × 2 and 4 × 1: workers × micro-steps."""
+    stage = "stages.full_finetune.resources"
+    before_finetune.run(f"{stage}.workers={workers}", f"{stage}.cpus={cpus}")
+    assert before_finetune.state("full_finetune").completed["summary"]["world"] == workers
     same_samples(before_finetune, undisturbed)
     np.testing.assert_allclose(before_finetune.losses()[:AFTER], undisturbed.losses()[:AFTER], rtol=1e-4)
     np.testing.assert_allclose(before_finetune.losses()[-1], undisturbed.losses()[-1], rtol=0.01)
