@@ -16,7 +16,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install -q -c constraints.txt torch
 	DS_BUILD_OPS=0 $(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation deepspeed
 	$(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation -e ".[dev,quickstart]"
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m modeling.warm
+	$(BIN)/python -m modeling.warm
 	touch $@
 
 quickstart: install

@@ -9,6 +9,7 @@ The learning rate is set from outside before every step: a pure function of the 
 import json
 import logging
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,9 @@ from torch import Tensor, nn
 from modeling.checkpoint import Fragment
 from modeling.errors import UserError
 
+# torch compiles DeepSpeed's op, and checks it at every start, with the first `ninja` on the path. Always this
+# environment's own: another version would take the build for stale and compile for a minute inside the first stage.
+os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
 # read by DeepSpeed when it is imported
 os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
 
