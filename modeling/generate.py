@@ -24,6 +24,11 @@ class Question:
     tile_tie: Tie = "strict"
 
 
+def device() -> torch.device:
+    """Where to answer: the accelerator this process sees (Ray shows a worker those it asked for), else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def encode_question(question: Question, tokenizer, config, system: str | None) -> tuple[list[int], torch.Tensor | None]:
     """(input ids, pixels [tiles, 3, S, S] or None). config: the model's InternVLConfig."""
     size = config.vision_config.image_size[0]
@@ -48,11 +53,11 @@ def answer(
     input_ids = torch.tensor([[pad] * (longest - len(ids)) + ids for ids, _ in encoded])
     mask = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids, _ in encoded])
     pixels = [tiles for _, tiles in encoded if tiles is not None]
-    device = next(model.parameters()).device
+    where = next(model.parameters()).device
     # the library takes a pixel_values of None for a picture
-    images = {"pixel_values": torch.cat(pixels).to(device, model.dtype)} if pixels else {}
+    images = {"pixel_values": torch.cat(pixels).to(where, model.dtype)} if pixels else {}
     output = model.generate(
-        input_ids=input_ids.to(device), attention_mask=mask.to(device), **images,
+        input_ids=input_ids.to(where), attention_mask=mask.to(where), **images,
         max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=tokenizer.eos_token_id, pad_token_id=pad,
     )  # fmt: skip
     return [text.strip() for text in tokenizer.batch_decode(output[:, longest:], skip_special_tokens=True)]

@@ -16,7 +16,8 @@ from typing import Any
 # (a no-op fit() takes 8 s for 11 s), and no usage reports.
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+# a worker that asked for no GPU sees none, so that the same stage runs alike on any machine
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")
 
 from modeling.errors import UserError
 from orchestrator.progress import token_name

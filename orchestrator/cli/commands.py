@@ -261,7 +261,7 @@ def ask(options: argparse.Namespace) -> int:
         raise UserError(f"stage '{options.stage}' {what}", where=str(experiment.path), remedy="name a trained stage")
     from tempfile import TemporaryDirectory
 
-    from modeling.generate import Question, answer
+    from modeling.generate import Question, answer, device
     from modeling.images import ImageError, decode_rgb
     from modeling.internvl import load_model
     from orchestrator.stageio import fetch_folder
@@ -280,6 +280,7 @@ def ask(options: argparse.Namespace) -> int:
     system = experiment.data[data.params.data].system
     with TemporaryDirectory() as scratch:
         model, tokenizer = load_model(fetch_folder(store, completed["manifest"]["folder"], Path(scratch)))
+        model.to(device())  # pyright: ignore[reportArgumentType]
         turns = [{"from": "human", "value": question}]
         try:
             texts = answer(

@@ -45,12 +45,13 @@ def answer_part(part: Part) -> list[dict[str, Any]]:
     """The predictions of some rows, in their order."""
     import torch
 
-    from modeling.generate import Question, answer
+    from modeling.generate import Question, answer, device
     from modeling.internvl import load_model
     from modeling.shards import ShardReader
 
     torch.set_num_threads(part.threads)
     model, tokenizer = load_model(part.model)
+    model.to(device())  # pyright: ignore[reportArgumentType]
     reader = ShardReader(part.data)
     out = []
     # neighbours of like length share a batch

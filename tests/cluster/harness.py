@@ -79,7 +79,7 @@ class Experiment:
         self.path.write_text(text.format(data=data, steps=STEPS, every=EVERY))
 
     def before_finetune(self, folder: Path) -> "Experiment":
-        """The same experiment elsewhere, its storage too, as if it ended with full_finetune and that had not run yet."""
+        """The same experiment and storage elsewhere, as if it ended with full_finetune, and that had not run yet."""
         lines = self.path.read_text().splitlines()
         text = "\n".join(line for line in lines if not line.startswith(("  evaluate:", "  export:")))
         other = self._copy(folder, text)
