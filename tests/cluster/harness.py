@@ -168,6 +168,8 @@ class Driver:
             self.process = subprocess.Popen(
                 [*COMMAND, "run", str(experiment.path), *overrides],
                 stdout=file, stderr=subprocess.STDOUT, start_new_session=True,
+                # a shell lets its background jobs ignore Ctrl-C, and these tests may be one
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             )  # fmt: skip
         self._seen: dict[psutil.Process, str] = {}  # to its name when it was last seen
 
