@@ -12,7 +12,15 @@ from typing import Any, Literal
 
 from modeling import presets
 from modeling.errors import UserError
-from orchestrator.fingerprint import Identity, absent_source, canonical, fingerprint, fp16
+from orchestrator.fingerprint import (
+    Identity,
+    absent_source,
+    canonical,
+    fingerprint,
+    fp16,
+    source_digest_of,
+    stage_identities,
+)
 from orchestrator.graph import topological_order
 from orchestrator.ledger import Ledger, StageState
 from orchestrator.spec import Experiment, Stage
@@ -193,3 +201,10 @@ def read_mappings(store: Store, experiment_name: str) -> dict[str, dict[str, Any
 def read_previous(store: Store, experiment_name: str) -> dict[str, Identity]:
     """The identities alone, as make_plan takes them."""
     return {name: body["identity"] for name, body in read_mappings(store, experiment_name).items()}
+
+
+def plan_experiment(experiment: Experiment, store: Store | None) -> tuple[dict[str, Identity | None], list[StagePlan]]:
+    """(identities, plan) from the sources and the storage as they are now."""
+    identities = stage_identities(experiment, source_digest_of(experiment))
+    previous = read_previous(store, experiment.name) if store else None
+    return identities, make_plan(experiment, identities, store, previous)

@@ -7,6 +7,7 @@ import traceback
 
 from modeling.errors import UserError
 from orchestrator.cli import commands
+from orchestrator.cli.run import run
 
 
 def parser() -> argparse.ArgumentParser:
@@ -25,7 +26,7 @@ def parser() -> argparse.ArgumentParser:
     overrides = "settings on top of the file, e.g. stages.full_finetune.lr=1e-5"
     sub = verb("plan", commands.plan, "show what run would do with every stage, and why; nothing is started")
     sub.add_argument("overrides", nargs="*", help=overrides)
-    sub = verb("run", commands.run, "run every stage that is not done; anything may be killed, run again to go on")
+    sub = verb("run", run, "run every stage that is not done; anything may be killed, run again to go on")
     sub.add_argument("overrides", nargs="*", help=overrides)
     sub.add_argument("--address", help="a Ray cluster to use (default: RAY_ADDRESS, else a Ray of its own on loopback)")
     sub = verb("status", commands.status, "the state of every stage, from storage alone")

@@ -19,6 +19,11 @@ READ_S = 0.5  # between two looks at storage
 PLAIN_S = 10.0  # between two plain lines of a stage
 
 
+def console_for_output() -> Console:
+    """Wide enough for whole rows where no terminal sets a width, so that the output can be searched."""
+    return Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=220)
+
+
 def duration(seconds: float) -> str:
     """'8 s', '3 min 05 s', '2 h 10 min'."""
     seconds = max(0, round(seconds))
