@@ -74,9 +74,10 @@ def _run_rest(
     def on_sigterm(_number, _frame):
         raise KeyboardInterrupt
 
-    available = start_ray(address)
-    signal.signal(signal.SIGTERM, on_sigterm)  # Ray has set one that shuts down under the stages' feet
+    signal.signal(signal.SIGTERM, on_sigterm)
     try:
+        available = start_ray(address)
+        signal.signal(signal.SIGTERM, on_sigterm)  # Ray has set one that shuts down under the stages' feet
         check_demand(experiment, [name for name in experiment.stages if name not in done], available)
         watch = Watch(store, {name: item.prefix for name, item in by_name.items()}, console)
 
@@ -89,7 +90,7 @@ def _run_rest(
 
         with watch:
             return run_all(experiment, done, available, start, watch)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):  # the second from Ray's own SIGTERM handler, while it starts
         stopping.set()
         print("\nstageline: interrupted; run again to go on from the last checkpoints", file=sys.stderr, flush=True)
         stop_ray()

@@ -1,9 +1,10 @@
 """SIGTERM and Ctrl-C: the driver leaves at once with a message, nothing of it trains on, and `run` goes on."""
 
+import random
 import re
 import time
 
-from harness import EVERY, STEPS, assert_lineage
+from harness import EVERY, SEED, STEPS, assert_lineage
 
 MESSAGE = "stageline: interrupted; run again to go on from the last checkpoints"
 AT_ONCE_S = 30  # of which Ray takes a few for its own end
@@ -38,3 +39,12 @@ def test_sigterm_then_ctrl_c_then_to_the_end(before_finetune, undisturbed, start
     attempts = [row["attempt"] for row in experiment.rows()]
     assert list(dict.fromkeys(attempts)) == ["e0001a0001", "e0002a0001", "e0003a0001"]
     assert experiment.weights() == undisturbed.weights()
+
+
+def test_sigterm_while_ray_starts(before_finetune, start):
+    """Ray's own handler, in force for a moment, would leave with 15 and without a word."""
+    driver = start(before_finetune)
+    time.sleep(random.Random(SEED).uniform(2.5, 4.0))
+    assert driver.terminate() == 130
+    assert MESSAGE in driver.output
+    assert "Traceback" not in driver.output
