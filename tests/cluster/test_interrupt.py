@@ -44,7 +44,10 @@ def test_sigterm_then_ctrl_c_then_to_the_end(before_finetune, undisturbed, start
 def test_sigterm_while_ray_starts(before_finetune, start):
     """Ray's own handler, in force for a moment, would leave with 15 and without a word."""
     driver = start(before_finetune)
-    time.sleep(random.Random(SEED).uniform(2.5, 4.0))
+    while not driver.descendants():  # the first of Ray's processes
+        assert driver.process.poll() is None, driver.output
+        time.sleep(0.02)
+    time.sleep(random.Random(SEED).uniform(0, 2))
     assert driver.terminate() == 130
     assert MESSAGE in driver.output
     assert "Traceback" not in driver.output
