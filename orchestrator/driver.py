@@ -4,7 +4,6 @@ Invariant: a stage counts as done when its ledger says completed, whatever a pro
 ten aborts at exit after all its work is committed (DeepSpeed's communication op).
 """
 
-import logging
 import time
 import traceback
 from collections.abc import Callable
@@ -21,8 +20,6 @@ from orchestrator.policy import GiveUp, decide
 from orchestrator.spec import Experiment, Stage
 from orchestrator.stageio import ParentRef, Task
 from orchestrator.store import Store
-
-log = logging.getLogger(__name__)
 
 
 class StageFailed(Exception):
@@ -113,6 +110,8 @@ def _attempts(
             error = caught
         state = ledger.state()
         if state.completed is not None:
+            if error is not None:
+                events(name, f"its result is committed; its attempt then ended with {_first_line(error)}")
             return
         if stopping():
             raise StageFailed(name, ErrorClass.preempted, error or RuntimeError("stopped"), "the driver was stopped")

@@ -16,7 +16,7 @@ from stages.errors import Diverged
 
 __all__ = [
     "CheckpointError", "DataError", "Diverged", "ErrorClass", "Fenced", "Hang", "LostNode", "Preempted",
-    "StorageTransient", "UserError", "classify",
+    "StorageTransient", "UserError", "classify", "user_error",
 ]  # fmt: skip
 
 
@@ -109,6 +109,12 @@ def classify(error: BaseException | str | Iterable[BaseException | str]) -> Erro
     else:
         workers = [worker for one in error for worker in _workers(one)]
     return min((_classify_one(worker) for worker in workers), key=_PRECEDENCE.index, default=ErrorClass.bug)
+
+
+def user_error(error: BaseException) -> UserError | None:
+    """The user's mistake that ended an attempt, whichever rank met it; None where there is none."""
+    links = (link for worker in _workers(error) for link in _chain(worker))
+    return next((link for link in links if isinstance(link, UserError)), None)
 
 
 def _workers(error: BaseException | str, seen: frozenset[int] = frozenset()) -> Iterator[BaseException | str]:

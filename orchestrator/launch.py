@@ -20,6 +20,7 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")
 
 from modeling.errors import UserError
+from orchestrator.errors import user_error
 from orchestrator.progress import token_name
 from orchestrator.stageio import StoreIO, Task
 from stages.kinds import KINDS
@@ -83,24 +84,10 @@ def _fit(task: Task) -> None:
         try:
             trainer.fit()
         except Exception as error:
-            telling = worker_error(error)
-            if telling is error:
+            mistake = user_error(error)
+            if mistake is None:
                 raise
-            raise telling from None  # `error` holds it: as its cause it would close a ring
-
-
-def worker_error(error: BaseException) -> BaseException:
-    """The most telling exception inside what Ray raised: a user error of any rank, else rank by rank the first."""
-    failures = list(getattr(error, "worker_failures", {}).values()) or [error]
-    inner = []
-    for failure in failures:
-        while failure is not None:
-            inner.append(failure)
-            failure = getattr(failure, "cause", None) or failure.__cause__
-    for candidate in inner:
-        if isinstance(candidate, UserError):
-            return candidate
-    return error
+            raise mistake from None  # `error` holds it: as its cause it would close a ring
 
 
 def _work(config: dict[str, Any]) -> None:

@@ -4,16 +4,14 @@ Invariant: a stage starts when everything it needs is done and what it asks for 
 what needs it. Each running stage is one thread of the driver; this loop alone decides.
 """
 
-import logging
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any
 
 from modeling.errors import UserError
-from orchestrator.graph import blocked_by, ready
+from orchestrator.graph import ready
 from orchestrator.spec import Experiment, Stage
 
-log = logging.getLogger(__name__)
 POLL_S = 0.25
 
 
@@ -77,8 +75,6 @@ def run_all(
                 else:
                     failed[name] = error
             watch(set(running.values()))
-        for name, culprit in blocked_by(needs, failed).items():
-            log.info("%s did not start: it needs %s", name, culprit)
     finally:
         pool.shutdown(wait=False, cancel_futures=True)  # nothing runs by now, unless the user interrupted
     return failed

@@ -67,7 +67,7 @@ def _run_rest(
     """Start Ray and run what is not done; the errors by stage. Leaves the process with 130 when interrupted."""
     from orchestrator.driver import Job, run_stage
     from orchestrator.launch import run_attempt, start_ray, stop_ray
-    from orchestrator.scheduler import check_demand, run_all
+    from orchestrator.scheduler import run_all
 
     stopping = threading.Event()
 
@@ -78,7 +78,6 @@ def _run_rest(
     try:
         available = start_ray(address)
         signal.signal(signal.SIGTERM, on_sigterm)  # Ray has set one that shuts down under the stages' feet
-        check_demand(experiment, [name for name in experiment.stages if name not in done], available)
         watch = Watch(store, {name: item.prefix for name, item in by_name.items()}, console)
 
         def start(name: str) -> None:
