@@ -145,7 +145,8 @@ class Problems:
             elif item["type"] == "missing":
                 self.add(path, f"missing '{loc[-1]}'", f"add '{loc[-1]}: ...'", label=path[:-1])
             elif not (item["type"] == "finite_number" or _infinite(item["input"])):  # told by add_not_finite
-                message = " or ".join(dict.fromkeys(_expected(i) for i in items))
+                first, *rest = dict.fromkeys(_expected(i) for i in items)
+                message = " or ".join([first, *(text.removeprefix("must be ") for text in rest)])
                 remedy = _REMEDIES.get(item["type"], "correct this value")
                 if item["type"] == "literal_error" and isinstance(item["input"], str):
                     remedy = suggest(item["input"], re.findall(r"'([^']*)'", item["ctx"]["expected"]))
@@ -194,7 +195,8 @@ def _real(model: type[BaseModel], loc: KeyPath) -> KeyPath:
 
 def _expected(item: Any) -> str:
     text = item["msg"]
-    for old, new in (("Input should", "must"), ("Tuple should", "must"), (" after validation", ""), ("array", "list"),
-                     ("an object", "a mapping"), ("dictionary", "mapping")):  # fmt: skip
+    for old, new in (("Input should", "must"), ("Tuple should", "must"), (" after validation", ""),
+                     ("Value error, ", ""), ("array", "list"), ("an object", "a mapping"),
+                     ("dictionary", "mapping")):  # fmt: skip
         text = text.replace(old, new)
     return text if item["type"] != "string_type" else "must be text"

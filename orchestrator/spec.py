@@ -16,13 +16,16 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from modeling import presets
+from modeling.errors import UserError
 from orchestrator import checks, overrides, yamlfile
+from orchestrator.address import KEYS_REMEDY, SECRET, parse_s3
 from orchestrator.problems import Problems, nearest, show, suggest
 from orchestrator.yamlfile import KeyPath
 from stages.kinds import KINDS, Kind
 from stages.params import DataParams, ModelParams, StageParams, TrainParams
 
 TOP_KEYS = ("name", "storage", "seed", "model", "data", "defaults", "stages")
+STORAGE_KEYS = ("url", "endpoint_url")
 # What `defaults:` may give to every training stage: all its settings but those that make it that stage.
 DEFAULT_KEYS = tuple(key for key in TrainParams.model_fields if key not in ("needs", "train", "steps", "epochs"))
 NAME = re.compile(r"[a-z0-9_-]+")
@@ -43,7 +46,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Experiment:
-    """storage: an absolute folder or a URL. stages: in the order of the file."""
+    """storage: an absolute folder or a URL, as open_store() takes it. stages: in the order of the file."""
 
     name: str
     path: Path
@@ -78,14 +81,14 @@ class _Reader:
             if key not in TOP_KEYS:
                 self.problems.unknown((key,), TOP_KEYS)
         name = self.name()
-        storage = self.text("storage", "a folder such as ../runs")
+        storage = self.storage()
         seed = self.seed()
         model = self.model()
         data = self.data()
         stages = self.stages(seed)
         self.problems.stop()
         assert model is not None
-        return Experiment(name, self.path, self.resolve(storage), seed, model, data, stages)
+        return Experiment(name, self.path, storage, seed, model, data, stages)
 
     def resolve(self, path: str) -> str:
         """URLs as they are; anything else is relative to the file's folder."""
@@ -100,6 +103,39 @@ class _Reader:
         else:
             return value
         return ""
+
+    def storage(self) -> str:
+        """A folder or an address, or a mapping of `url` and `endpoint_url`; keys are refused and never repeated."""
+        for path in self.problems.overrides:
+            if path[0] == "storage":
+                self.problems.overrides[path] = f"override '{'.'.join(map(str, path))}=...'"
+        example = "a folder such as ../runs, or s3://bucket/prefix"
+        raw = self.raw.get("storage")
+        if not isinstance(raw, dict):
+            url, endpoint = self.text("storage", example), ""
+        else:
+            for key in raw:
+                if key not in STORAGE_KEYS and SECRET.search(str(key)):
+                    self.problems.add(("storage", key), f"'{key}' does not belong in this file", KEYS_REMEDY)
+                elif key not in STORAGE_KEYS:
+                    self.problems.unknown(("storage", key), STORAGE_KEYS)
+            for key in STORAGE_KEYS:
+                if not isinstance(raw.get(key, ""), str):
+                    self.problems.add(("storage", key), f"must be text, found {show(raw[key])}", "write an address")
+                    return ""
+            url, endpoint = raw.get("url", ""), raw.get("endpoint_url", "")
+            if not url:
+                self.problems.add(("storage",), "missing 'url'", f"add 'url:' with {example}")
+                return ""
+        if not url.startswith("s3:"):
+            if endpoint:
+                self.problems.add(("storage", "endpoint_url"), "is for s3://bucket/prefix only", "remove it")
+            return self.resolve(url)
+        try:
+            return str(parse_s3(url, endpoint))
+        except UserError as error:
+            self.problems.add(("storage",), error.message, error.remedy)
+            return ""
 
     def name(self) -> str:
         name = self.text("name", "a short name such as digits-1b")

@@ -2,8 +2,9 @@
 
 Invariant: `put(..., create=True)` succeeds for exactly one of any number of writers, and no reader ever sees
 part of an object. That is all the ledger asks (design.md, "The ledger"), and what every S3 that honours
-If-None-Match gives. On a file system: a temporary file in the same folder, fsync, link(2) (or rename for a
-plain put), fsync of the folder. Opening a store writes nothing; folders appear with the first put.
+If-None-Match gives (s3.py). On a file system: a temporary file in the same folder, fsync, link(2) (or rename for a
+plain put), fsync of the folder. Opening a store writes nothing; folders appear with the first put; probe.py finds out
+whether a store keeps its promises.
 """
 
 import errno
@@ -11,14 +12,19 @@ import os
 import shutil
 import threading
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 from urllib.parse import urlsplit
 
 from modeling.errors import UserError
+from orchestrator.address import parse_s3, redact
 
-_TEMPORARY = ".tmp-"
+Data = bytes | bytearray | memoryview
+TEMPORARY = ".tmp-"
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 class Exists(Exception):
@@ -30,11 +36,15 @@ class Missing(Exception):
 
 
 class Store(Protocol):
-    """Keys are relative, with '/' between parts. Every call is safe from several threads and processes."""
+    """Keys are relative, with '/' between parts. Every call is safe from several threads and processes.
+
+    What a user can mend (keys, bucket, rights, a full disk) is a UserError; a store that gives no clear answer for
+    longer than its patience is a StorageTransient, and then a put may have happened.
+    """
 
     url: str
 
-    def put(self, key: str, data: bytes, create: bool = False) -> None:
+    def put(self, key: str, data: Data, create: bool = False) -> None:
         """Durable on return. create: raises Exists where the key is taken; otherwise replaces."""
         ...
 
@@ -70,20 +80,24 @@ class Store(Protocol):
 def check_key(key: str) -> str:
     """Returns the key; ValueError for one that could leave the store or hide in it."""
     parts = key.split("/")
-    if not key or "\0" in key or any(part in ("", ".", "..") or part.startswith(_TEMPORARY) for part in parts):
+    if not key or "\0" in key or any(part in ("", ".", "..") or part.startswith(TEMPORARY) for part in parts):
         raise ValueError(f"not a key: {key!r}")
     return key
 
 
 def open_store(url: str) -> Store:
-    """A folder, or file:// and a folder. UserError where it cannot serve; creates nothing."""
+    """A folder, file:// and a folder, or s3://bucket/prefix (address.py). UserError where it cannot serve.
+
+    Asks nothing of an S3 store yet, and creates nothing.
+    """
     parts = urlsplit(url)
     if parts.scheme == "s3":
-        raise UserError("storage on S3 arrives with a later version", where=f"storage {redact(url)}",
-                        remedy="give a folder that all machines share")  # fmt: skip
+        from orchestrator.s3 import S3Store
+
+        return S3Store(parse_s3(url))
     if "://" in url and parts.scheme != "file":
         raise UserError(f"unknown kind of storage '{parts.scheme}://'", where=f"storage {redact(url)}",
-                        remedy="give a folder")  # fmt: skip
+                        remedy="give a folder, or s3://bucket/prefix")  # fmt: skip
     folder = Path(parts.path if parts.scheme == "file" else url).expanduser().absolute()
     nearest = next(p for p in (folder, *folder.parents) if p.exists())
     if not nearest.is_dir():
@@ -94,11 +108,33 @@ def open_store(url: str) -> Store:
     return FileStore(folder)
 
 
-def redact(url: str) -> str:
-    """The address without a user name and password in it."""
-    head, mark, rest = url.partition("://")
-    host, slash, path = rest.partition("/")
-    return f"{head}{mark}{host.rpartition('@')[2]}{slash}{path}" if mark else url
+@contextmanager
+def disk_errors(folder: Path, where: str = "") -> Iterator[None]:
+    """What the user can mend of a failed write below `folder`, as a UserError; any other error passes."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL:
+            raise UserError(f"no space is left in {folder} ({error.strerror})", where=where,
+                            remedy="free space there, raise the quota, or give another folder") from error  # fmt: skip
+        if error.errno in _FORBIDDEN:
+            raise UserError(f"{folder} is not writable ({error.strerror})", where=where,
+                            remedy="give a folder you may write to") from error  # fmt: skip
+        raise
+
+
+@contextmanager
+def local_file(path: Path) -> Iterator[Path]:
+    """A temporary path that becomes `path`, whose folders are made, when the block ends well, and else is gone."""
+    path = Path(path)
+    temporary = path.with_name(f"{TEMPORARY}{uuid.uuid4().hex}")
+    with disk_errors(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield temporary
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 class MemoryStore:
@@ -109,7 +145,7 @@ class MemoryStore:
         self._objects: dict[str, bytes] = {}
         self._lock = threading.Lock()
 
-    def put(self, key: str, data: bytes, create: bool = False) -> None:
+    def put(self, key: str, data: Data, create: bool = False) -> None:
         check_key(key)
         with self._lock:
             if create and key in self._objects:
@@ -142,8 +178,8 @@ class MemoryStore:
 
     def get_file(self, key: str, path: Path) -> None:
         data = self.get(key)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
+        with local_file(path) as temporary:
+            temporary.write_bytes(data)
 
     def local_path(self, key: str) -> Path | None:
         return None
@@ -156,7 +192,7 @@ class FileStore:
         self.folder = Path(folder).absolute()
         self.url = str(self.folder)
 
-    def put(self, key: str, data: bytes, create: bool = False) -> None:
+    def put(self, key: str, data: Data, create: bool = False) -> None:
         self._write(key, create, lambda temporary: temporary.write_bytes(data))
 
     def put_file(self, key: str, path: Path) -> None:
@@ -178,7 +214,7 @@ class FileStore:
         keys = []
         for folder, _, names in os.walk(start):
             relative = Path(folder).relative_to(self.folder)
-            keys += [(relative / name).as_posix() for name in names if not name.startswith(_TEMPORARY)]
+            keys += [(relative / name).as_posix() for name in names if not name.startswith(TEMPORARY)]
         return sorted(key for key in keys if key.startswith(prefix))
 
     def size(self, key: str) -> int:
@@ -193,16 +229,10 @@ class FileStore:
             _fsync(path.parent)
 
     def get_file(self, key: str, path: Path) -> None:
-        path = Path(path)
         if not self.exists(key):
             raise Missing(key)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f"{_TEMPORARY}{uuid.uuid4().hex}")
-        try:
+        with local_file(path) as temporary:
             shutil.copyfile(self._path(key), temporary)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
 
     def local_path(self, key: str) -> Path | None:
         path = self._path(key)
@@ -212,26 +242,32 @@ class FileStore:
         return self.folder / check_key(key)
 
     def _write(self, key: str, create: bool, fill: Callable[[Path], object]) -> None:
-        path = self._path(key)
-        _make_folders(path.parent)
-        temporary = path.with_name(f"{_TEMPORARY}{uuid.uuid4().hex}")
-        try:
-            fill(temporary)
-            _fsync(temporary)
-            if create:
-                os.link(temporary, path)
-            else:
-                os.replace(temporary, path)
-            _fsync(path.parent)
-        except FileExistsError:
-            raise Exists(key) from None
-        except OSError as error:
-            if create and error.errno in (errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK):
-                message = "this file system has no hard links, which create-only writes need"
-                raise UserError(message, where=f"storage {self.folder}", remedy="use a local disk or NFS") from error
+        path, where = self._path(key), f"storage {self.folder}"
+        temporary = path.with_name(f"{TEMPORARY}{uuid.uuid4().hex}")
+        with disk_errors(path.parent, where):
+            _make_folders(path.parent)
+            try:
+                fill(temporary)
+                _fsync(temporary)
+                if create:
+                    _link(temporary, path, key, where)
+                else:
+                    os.replace(temporary, path)
+                _fsync(path.parent)
+            finally:
+                temporary.unlink(missing_ok=True)
+
+
+def _link(temporary: Path, path: Path, key: str, where: str) -> None:
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        raise Exists(key) from None
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK):
             raise
-        finally:
-            temporary.unlink(missing_ok=True)
+        message = "this file system has no hard links, which create-only writes need"
+        raise UserError(message, where=where, remedy="use a local disk or NFS") from error
 
 
 def _make_folders(folder: Path) -> None:

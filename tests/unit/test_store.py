@@ -1,17 +1,28 @@
 """One behaviour for every store, and what only a folder can get wrong."""
 
+import errno
 import os
+import subprocess
+import sys
+import tempfile
 import threading
 
 import pytest
+from s3_service import s3_store
 
 from modeling.errors import UserError
+from orchestrator.address import parse_s3, redact
+from orchestrator.probe import check_scratch, probe
 from orchestrator.store import Exists, FileStore, MemoryStore, Missing, open_store
 
 
-@pytest.fixture(params=["memory", "file"])
-def store(request, tmp_path):
-    return MemoryStore() if request.param == "memory" else FileStore(tmp_path / "store")
+@pytest.fixture(params=["memory", "file", "s3"])
+def store(request, tmp_path, monkeypatch):
+    if request.param == "memory":
+        return MemoryStore()
+    if request.param == "file":
+        return FileStore(tmp_path / "store")
+    return s3_store(monkeypatch)
 
 
 def test_objects(store, tmp_path):
@@ -27,6 +38,13 @@ def test_objects(store, tmp_path):
     store.delete("a/b")
     store.delete("a/b")
     assert not store.exists("a/b")
+
+
+@pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
+def test_all_that_is_bytes_can_be_put(store, kind):
+    store.put("k", kind(b"0123"), create=True)
+    store.put("l", memoryview(kind(b"0123456789"))[2:5])
+    assert (store.get("k"), store.get("l")) == (b"0123", b"234")
 
 
 def test_a_create_succeeds_once(store):
@@ -54,7 +72,7 @@ def test_files(store, tmp_path):
     assert target.read_bytes() == bytes(100_000)
     with pytest.raises(Missing):
         store.get_file("x/z", target)
-    assert target.read_bytes() == bytes(100_000)
+    assert target.read_bytes() == bytes(100_000) and os.listdir(target.parent) == ["target"]
 
 
 @pytest.mark.parametrize("key", ["", "/etc/passwd", "../x", "a/../../x", "a//b", "a/./b", "a/", ".tmp-1", "a\0b"])
@@ -63,6 +81,7 @@ def test_keys_that_could_leave_the_store(store, key):
         store.put(key, b"x")
 
 
+@pytest.mark.parametrize("store", ["memory", "file"], indirect=True)  # moto looks first and writes then; Ceph is raced
 def test_of_racing_creates_one_wins_and_none_is_torn(store):
     won, start = [], threading.Barrier(8)
 
@@ -100,9 +119,122 @@ def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", fail)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(UserError, match=rf"storage {tmp_path}: no space is left in .* → free space"):
         store.put("a", b"new")
     assert store.get("a") == b"old" and os.listdir(tmp_path) == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("number", "expected"),
+    [(errno.EDQUOT, "no space is left"), (errno.EROFS, "is not writable"), (errno.EACCES, "is not writable")],
+)
+def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch, number, expected):
+    def fail(*_):
+        raise OSError(number, os.strerror(number))
+
+    store = FileStore(tmp_path)
+    store.put("a/b", b"1")
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(UserError, match=expected):
+        store.put("a/b", b"2")
+    with pytest.raises(UserError, match=f"{tmp_path}/local.*{expected}|{expected}.*{tmp_path}/local"):
+        store.get_file("a/b", tmp_path / "local" / "x")
+    assert os.listdir(tmp_path / "local") == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a small file system")
+def test_a_disk_that_is_really_full(tmp_path):
+    small = tmp_path / "small"
+    small.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", str(small)], capture_output=True).returncode:
+        pytest.skip("may not mount")
+    try:
+        store = FileStore(small)
+        with pytest.raises(UserError, match="no space is left"):
+            store.put("a/b", bytes(200_000))
+        assert store.list() == []
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
+
+
+def test_a_file_system_without_hard_links(tmp_path, monkeypatch):
+    def fail(*_):
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", fail)
+    with pytest.raises(UserError, match="has no hard links"):
+        probe(FileStore(tmp_path))
+
+
+def test_a_probe_leaves_nothing(store):
+    probe(store)
+    assert store.list() == []
+
+
+def test_probes_at_once_do_not_disturb_each_other(store):
+    store.put("mine", b"1")
+    failures = []
+
+    def run() -> None:
+        try:
+            probe(store)
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=run) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == [] and store.list() == ["mine"]
+
+
+class Overwriting(MemoryStore):
+    def put(self, key, data, create=False):
+        super().put(key, data)
+
+
+class Losing(MemoryStore):
+    def put(self, key, data, create=False):
+        if create:
+            super().put(key, data, create)
+
+
+class Hiding(MemoryStore):
+    def list(self, prefix=""):
+        return []
+
+
+class Keeping(MemoryStore):
+    def delete(self, key):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        (Overwriting, "overwrote the object that was there"),
+        (Losing, "gives back an old object"),
+        (Hiding, "does not list"),
+        (Keeping, "still has an object"),
+    ],
+)
+def test_a_store_that_breaks_its_promises_is_refused(kind, expected):
+    with pytest.raises(UserError, match=expected) as caught:
+        probe(kind())
+    assert "storage memory://" in str(caught.value) and "two drivers" in str(caught.value)
+
+
+def test_a_scratch_folder_that_cannot_be_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
+    def fail(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    check_scratch()
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(UserError, match=f"TMPDIR: no space is left in {tmp_path}"):
+        probe(MemoryStore())
 
 
 def test_opening_writes_nothing(tmp_path):
@@ -118,8 +250,16 @@ def test_opening_writes_nothing(tmp_path):
 @pytest.mark.parametrize(
     ("url", "expected"),
     [
-        ("s3://bucket/x", "arrives with a later version"),
-        ("s3://user:pw@bucket/x", "storage s3://bucket/x"),
+        ("s3://user:pw@bucket/x", "storage s3://bucket/x: keys do not belong"),
+        ("s3://bucket/x?aws_secret_access_key=pw", "storage s3://bucket/x: keys do not belong"),
+        ("s3://bucket/x?endpoint_url=http://user:pw@host", "keys do not belong in endpoint_url"),
+        ("s3://bucket/x?endpoint_url=host:1", "endpoint_url is not an address"),
+        ("s3://bucket/x?endpoint_url=http://host:port", "endpoint_url is not an address"),
+        ("s3://bucket/x?region=eu", "unknown setting 'region'"),
+        ("s3://bucket/x//y", "plain names"),
+        ("s3://bucket/x#y", "plain names"),
+        ("s3://", "no valid name of a bucket"),
+        ("s3://buck et/x", "no valid name of a bucket"),
         ("ftp://host/x", "unknown kind of storage 'ftp://'"),
         ("{tmp}/file", "is a file"),
         ("{tmp}/file/below", "is a file"),
@@ -136,3 +276,22 @@ def test_a_folder_one_may_not_write_to(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "access", lambda *_: False)
     with pytest.raises(UserError, match="is not writable"):
         open_store(str(tmp_path))
+
+
+def test_addresses_survive_being_text():
+    full = parse_s3("s3://bucket/a/b/", "http://127.0.0.1:9000/")
+    assert str(full) == "s3://bucket/a/b?endpoint_url=http://127.0.0.1:9000" and parse_s3(str(full)) == full
+    assert parse_s3(str(full), "http://127.0.0.1:9000") == full and full.short == "s3://bucket/a/b"
+    assert str(parse_s3("s3://bucket")) == "s3://bucket" == redact("s3://me:pw@bucket?x=pw#pw")
+    with pytest.raises(UserError, match="two different values"):
+        parse_s3(str(full), "http://other")
+
+
+def test_opening_s3_asks_nothing_and_imports_nothing_heavy():
+    code = (
+        "import sys, orchestrator.probe; from orchestrator.store import open_store;"
+        "open_store('s3://nowhere/x?endpoint_url=http://127.0.0.1:9').local_path('a');"
+        "print([m for m in ('s3fs', 'fsspec', 'botocore', 'aiohttp', 'ray', 'torch') if m in sys.modules])"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"
