@@ -1,4 +1,5 @@
-# install: .venv with the command in it; quickstart: the whole recipe on handwritten digits; test: lint, then all rings.
+# install: .venv with the command in it; quickstart: the whole recipe on handwritten digits; test: lint, then all rings,
+# and thousands of simulated histories of drivers that are killed, paused and fenced.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -37,4 +38,5 @@ test-unit: install
 
 test: lint
 	$(BIN)/python -m pytest tests/unit
+	$(BIN)/python benchmarks/simulate.py
 	$(BIN)/python -m pytest tests/cluster tests/gpu

@@ -8,6 +8,7 @@ Everything known about a stage is a fold over its entries: `state`.
 """
 
 import json
+import logging
 import time
 import uuid
 from collections.abc import Callable, Iterable
@@ -19,22 +20,27 @@ from modeling.errors import UserError
 from orchestrator.errors import ErrorClass, Fenced
 from orchestrator.store import Exists, Missing, Store
 
-VERSION = 1
+VERSION = 2
 PUT_TRIES = 3  # for a put that fails without an answer
 
 Token = tuple[int, int]  # (epoch, attempt): a driver's claim, and its start of a worker group; attempts count from 1
 Status = Literal["new", "claimed", "running", "failed", "completed"]
 
-# Each type of entry and the fields it has beside type, token, nonce, time and version.
+log = logging.getLogger(__name__)
+
+# Each type of entry and the fields it has beside type, token, nonce, time and version. Steps count optimizer steps.
 FIELDS: dict[str, tuple[str, ...]] = {
     "claimed": ("owner",),
     "attempt": ("workers",),
-    "checkpoint": ("step", "manifest"),
-    "preempted": (),
-    "failed": ("class", "message"),
+    "started": ("step",),  # an attempt made its first step after resuming from `step`
+    "checkpoint": ("step", "manifest", "train_s"),  # train_s: seconds of the steps since the entry before or the start
+    "preempted": ("step", "reason"),  # step: the last one that was trained
+    "failed": ("class", "message", "step"),
     "retired": ("step", "manifest"),
-    "completed": ("manifest", "summary"),
+    "completed": ("manifest", "summary", "train_s"),
 }
+# What entries of version 1 do not say.
+_ADDED = {"train_s": 0.0, "step": 0, "reason": "asked to stop"}
 
 
 @dataclass(frozen=True)
@@ -55,17 +61,20 @@ class Checkpoint:
     manifest: str
     token: Token
     time: float
+    train_s: float = 0.0
 
 
 @dataclass(frozen=True)
 class Failure:
-    """One attempt that ended without a result. step: of the newest checkpoint by then."""
+    """One attempt that ended without a result. step: of the newest checkpoint by then; reached: the last one known to
+    have been trained."""
 
     error_class: ErrorClass
     message: str
     token: Token
     time: float
     step: int
+    reached: int = 0
 
 
 @dataclass(frozen=True)
@@ -87,17 +96,20 @@ def state(entries: Iterable[Entry]) -> StageState:
     """The fold. Void entries change nothing."""
     now = StageState()
     for entry in entries:
-        if entry.token >= now.token:
-            now = _step(now, entry)
+        now = _step(now, entry)
     return now
 
 
 def _step(now: StageState, entry: Entry) -> StageState:
     fields, token = entry.fields, entry.token
+    if token < now.token:
+        return now
     now = replace(now, token=token)
+    if entry.type == "unknown":
+        return now
     status: Status = now.status
     if entry.type == "checkpoint":
-        new = Checkpoint(fields["step"], fields["manifest"], token, entry.time)
+        new = Checkpoint(fields["step"], fields["manifest"], token, entry.time, fields["train_s"])
         now = replace(now, checkpoints=(new, *(c for c in now.checkpoints if c.manifest != new.manifest)))
         if new.step > now.furthest:
             now = replace(now, furthest=new.step, since_progress=())
@@ -108,6 +120,8 @@ def _step(now: StageState, entry: Entry) -> StageState:
         now, status = replace(now, owner=fields["owner"]), "claimed"
     elif entry.type == "attempt":
         now, status = replace(now, attempts=now.attempts + 1), "running"
+    elif entry.type == "started":
+        pass  # for the accounts (accounts.py)
     elif entry.type == "completed":
         now, status = replace(now, completed=now.completed or dict(fields)), "completed"
     else:
@@ -115,7 +129,8 @@ def _step(now: StageState, entry: Entry) -> StageState:
         failed = entry.type == "failed"
         error_class = ErrorClass(fields["class"]) if failed else ErrorClass.preempted
         step = now.checkpoints[0].step if now.checkpoints else 0
-        failure = Failure(error_class, fields.get("message", ""), token, entry.time, step)
+        message = fields["message"] if failed else fields["reason"]
+        failure = Failure(error_class, message, token, entry.time, step, fields["step"])
         status = "failed" if failed else "claimed"
         now = replace(now, failures=(*now.failures, failure), since_progress=(*now.since_progress, error_class))
     return replace(now, status="completed" if now.completed is not None else status)
@@ -127,7 +142,7 @@ class Ledger:
     def __init__(self, store: Store, prefix: str, clock: Callable[[], float] = time.time):
         self.store, self.prefix, self.clock = store, prefix, clock
         self._entries: list[Entry] = []
-        self._highest: Token = (0, 0)
+        self._state = StageState()  # of these entries
 
     def entries(self) -> list[Entry]:
         """All entries there are now, void ones included. UserError for one that cannot be read."""
@@ -139,35 +154,42 @@ class Ledger:
                 return list(self._entries)
             entry = _parse(data, number, f"{self.store.url}/{self._key(number)}")
             self._entries.append(entry)
-            self._highest = max(self._highest, entry.token)
+            self._state = _step(self._state, entry)
 
     def state(self) -> StageState:
-        return state(self.entries())
+        self.entries()
+        return self._state
 
     def check(self, token: Token) -> None:
         """Raises Fenced where a higher token is in the ledger."""
         self.entries()
-        if self._highest > token:
-            raise Fenced(f"{self.prefix}: token {token} gave way to {self._highest}")
+        if self._state.token > token:
+            raise Fenced(f"{self.prefix}: token {token} gave way to {self._state.token}")
 
-    def claim(self, owner: dict[str, Any]) -> Token:
-        """Takes the stage over from whoever had it. Raises Fenced where another claim came first."""
+    def claim(self, owner: dict[str, Any], after: int | None = None) -> Token:
+        """Takes the stage over from whoever had it. Raises Fenced where another claim, or the result, came first.
+
+        after: the epoch whose owner was found to be gone; None: whichever is the newest now.
+        """
         self.entries()
-        before = self._highest[0]
+        before = self._state.token[0] if after is None else after
 
         def next_token() -> Token:
-            if self._highest[0] > before:
+            self._check_open()
+            if self._state.token[0] > before:
                 raise Fenced(f"{self.prefix}: another driver claimed it first")
             return before + 1, 0
 
         return self._put("claimed", next_token, {"owner": owner}).token
 
     def start_attempt(self, token: Token, workers: int) -> Token:
-        """A new attempt under the claim of `token`. Raises Fenced where that claim is no longer the newest."""
+        """A new attempt under the claim of `token`. Raises Fenced where that claim is no longer the newest, or where a
+        worker of an earlier attempt, given up too soon, completed the stage."""
 
         def next_token() -> Token:
-            if self._highest > token:
-                raise Fenced(f"{self.prefix}: token {token} gave way to {self._highest}")
+            self._check_open()
+            if self._state.token > token:
+                raise Fenced(f"{self.prefix}: token {token} gave way to {self._state.token}")
             return token[0], token[1] + 1
 
         return self._put("attempt", next_token, {"workers": workers}).token
@@ -178,11 +200,15 @@ class Ledger:
             fields["class"] = str(fields.pop("error_class"))
 
         def same_token() -> Token:
-            if self._highest > token:
-                raise Fenced(f"{self.prefix}: token {token} gave way to {self._highest}")
+            if self._state.token > token:
+                raise Fenced(f"{self.prefix}: token {token} gave way to {self._state.token}")
             return token
 
         return self._put(kind, same_token, fields)
+
+    def _check_open(self) -> None:
+        if self._state.completed is not None:
+            raise Fenced(f"{self.prefix}: it is completed")
 
     def _key(self, number: int) -> str:
         return f"{self.prefix}/ledger/{number:08d}.json"
@@ -219,22 +245,29 @@ class Ledger:
 
 
 def _parse(data: bytes, number: int, where: str) -> Entry:
+    """UserError where not even the token can be read. An entry that a newer Stageline wrote, of a type or with fields
+    unknown here, counts with its token alone (`unknown`): it fences, and what it said is told as not understood."""
     damaged = "restore this file from a copy, or move the stage's folder away to start it anew"
     try:
         body = json.loads(data)
         version = body["version"]
-    except (ValueError, TypeError, KeyError):
-        raise UserError("a ledger entry that is not readable JSON", where=where, remedy=damaged) from None
-    if not isinstance(version, int) or version > VERSION:
-        raise UserError(f"a ledger entry of version {version}, and this Stageline reads up to {VERSION}", where=where,
-                        remedy="install a newer Stageline")  # fmt: skip
-    try:
         kind, (epoch, attempt) = body["type"], body["token"]
-        fields = {name: body[name] for name in FIELDS[kind]}
-        if not (type(epoch) is type(attempt) is int and epoch >= 0 and attempt >= 0):
+        if not (type(epoch) is type(attempt) is int and epoch >= 0 and attempt >= 0 and type(version) is int):
             raise ValueError("token")
+        nonce, written = str(body["nonce"]), float(body["time"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"a damaged ledger entry ({error!r})", where=where, remedy=damaged) from None
+    try:
+        added = _ADDED if version < 2 else {}
+        fields = {name: body[name] if name in body else added[name] for name in FIELDS[kind]}
         if kind == "failed":
             ErrorClass(fields["class"])
-        return Entry(number, kind, (epoch, attempt), str(body["nonce"]), float(body["time"]), fields)
+        return Entry(number, kind, (epoch, attempt), nonce, written, fields)
     except (ValueError, TypeError, KeyError) as error:
+        if version > VERSION:
+            log.warning(
+                "%s: a ledger entry of version %d, and this Stageline reads up to %d: what it says is left out; "
+                "install the newer Stageline to use it", where, version, VERSION,
+            )  # fmt: skip
+            return Entry(number, "unknown", (epoch, attempt), nonce, written, {})
         raise UserError(f"a damaged ledger entry ({error!r})", where=where, remedy=damaged) from None

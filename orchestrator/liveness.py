@@ -17,8 +17,11 @@ import uuid
 from collections.abc import Callable
 from typing import Any
 
+from orchestrator.errors import StorageTransient
 from orchestrator.store import Missing, Store
 
+# without a sign of life; a beat comes every 5 s. Taking over too early wastes an attempt and breaks nothing.
+TIMEOUT_S = float(os.environ.get("STAGELINE_OWNER_TIMEOUT_S", "30"))
 START_TOLERANCE_S = 2.0  # the boot time, from which the start of a process is counted, is adjusted by NTP
 
 log = logging.getLogger(__name__)
@@ -99,7 +102,11 @@ class Heartbeat:
         body = {"counter": self.counter, "time": time.time(), "signed_off": signed_off}
         try:
             self.store.put(self.key, json.dumps(body).encode())
-        except (OSError, TimeoutError) as error:  # one missed beat is harmless, many are what watchers look for
+        except (
+            OSError,
+            TimeoutError,
+            StorageTransient,
+        ) as error:  # one missed beat is harmless, many are what watchers look for
             log.warning("heartbeat %s not written: %s", self.key, error)
 
 
@@ -108,24 +115,29 @@ def presumed_dead(
     prefix: str,
     epoch: int,
     who: dict[str, Any] | None,
-    timeout: float = 30.0,
+    timeout: float = TIMEOUT_S,
     clock: Callable[[], float] = time.monotonic,
-    sleep: Callable[[float], None] = time.sleep,
+    sleep: Callable[[float], Any] = time.sleep,
+    stop: threading.Event | None = None,
 ) -> bool:
     """Watches for up to `timeout` seconds: True as soon as the owner is known to be gone, or at the end without a
-    sign of life; False with the first. who: the owner in the ledger, None where it is not known."""
+    sign of life; False with the first. A process that is there but stopped (SIGSTOP) gives none.
+
+    who: the owner in the ledger, None where it is not known. stop: ends the watching, with False.
+    """
     first, start = _read(store, prefix, epoch), clock()
     if first is not None and first["signed_off"]:  # perhaps by this very process, which still runs
         return True
-    seen = alive(who) if who is not None else None
-    if seen is not None:
-        return not seen
     while clock() - start < timeout:
-        sleep(timeout / 20)
+        if who is not None and alive(who) is False:
+            return True
+        if stop is not None and stop.is_set():
+            return False
+        sleep(min(1.0, timeout / 20))
         now = _read(store, prefix, epoch)
         if now != first:
             return now is not None and now["signed_off"]
-    return True
+    return _read(store, prefix, epoch) == first  # this process itself may have been stopped for a while
 
 
 def _read(store: Store, prefix: str, epoch: int) -> dict[str, Any] | None:
