@@ -6,13 +6,13 @@ owns now, so a stage saved by 8 ranks under ZeRO-2 resumes on 3 under ZeRO-1 (de
 DeepSpeed's own checkpoints are pickled and rank-shaped, and its universal ones load wrong values under ZeRO-3.
 """
 
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from modeling.errors import CheckpointError
@@ -35,13 +35,41 @@ class Fragment:
         return self.master.numel()
 
 
-def write_fragments(path: Path, fragments: Iterable[Fragment]) -> None:
-    """One rank's file. Keys are '<parameter>|<start>|<part>'."""
-    tensors = {}
-    for fragment in fragments:
-        for part in PARTS:
-            tensors[f"{fragment.name}|{fragment.start}|{part}"] = getattr(fragment, part).detach().cpu().clone()
-    save_file(tensors, path)
+class Snapshot:
+    """One rank's fragments in host memory, laid out as the safetensors file that they become.
+
+    The buffer is the file: header, then the tensors, which are views into it. So taking a snapshot is one copy, and
+    what is written and digested behind the training is one piece of memory (a save through safetensors' own writer
+    copies everything twice more). Keys are '<parameter>|<start>|<part>'.
+    """
+
+    def __init__(self, fragments: Sequence[Fragment]):
+        """fragments: those that every snapshot will take, in this order and of these sizes; fp32."""
+        header, end = {}, 0
+        for fragment in fragments:
+            for part in PARTS:
+                assert getattr(fragment, part).dtype == torch.float32, fragment.name
+                begin, end = end, end + 4 * fragment.count
+                header[f"{fragment.name}|{fragment.start}|{part}"] = {
+                    "dtype": "F32", "shape": [fragment.count], "data_offsets": [begin, end],
+                }  # fmt: skip
+        text = json.dumps(header, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)
+        self._buffer = torch.empty(8 + len(text) + end, dtype=torch.uint8)
+        head = len(text).to_bytes(8, "little") + text
+        self._buffer[: len(head)] = torch.frombuffer(bytearray(head), dtype=torch.uint8)
+        self._values = self._buffer[len(head) :].view(torch.float32)
+
+    def take(self, fragments: Iterable[Fragment]) -> memoryview:
+        """Copies the fragments as they are now; the file's bytes, valid until the next take()."""
+        at = 0
+        with torch.no_grad():
+            for fragment in fragments:
+                for part in PARTS:
+                    self._values[at : at + fragment.count].copy_(getattr(fragment, part))
+                    at += fragment.count
+        assert at == self._values.numel(), "the fragments of a rank change with its engine only"
+        return self._buffer.numpy().data
 
 
 class FragmentReader:

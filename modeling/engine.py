@@ -8,6 +8,7 @@ The learning rate is set from outside before every step: a pure function of the 
 
 import json
 import logging
+import math
 import os
 import sys
 from collections.abc import Iterator
@@ -98,7 +99,8 @@ class Engine:
         config |= {
             "train_micro_batch_size_per_gpu": 1,
             "gradient_accumulation_steps": accumulation,
-            "gradient_clipping": max_grad_norm,
+            # ZeRO clips by the norm over all ranks; without it every rank has the whole gradient, clipped in step()
+            "gradient_clipping": max_grad_norm if self.zero else 0.0,
             "steps_per_print": 10**9,
         }
         # official scripts: one group, decay on every parameter but biases and norms (HF Trainer's rule)
@@ -127,8 +129,12 @@ class Engine:
         """Accumulate the gradient of a loss that is already divided by the global batch's weight."""
         self.engine.backward(loss * (self.world * self.accumulation))
 
-    def step(self, lr: float) -> float | None:
-        """At every micro-step: to the next one; at the last update the weights and return the gradient norm."""
+    def step(self, lr: float, skip: bool = False) -> float | None:
+        """At every micro-step: to the next one; at the last update the weights and return the gradient norm.
+
+        A norm that is not finite, or `skip` (on all ranks alike), changes no weight, moment or step count anywhere;
+        the norm that is returned is then inf or NaN.
+        """
         last = self.engine.is_gradient_accumulation_boundary()
         norm: Any = None
         if last:
@@ -136,6 +142,14 @@ class Engine:
                 group["lr"] = lr
             if self.zero == 0:
                 norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+                if skip or not norm.isfinite():
+                    norm = norm if not norm.isfinite() else torch.tensor(math.nan)
+                    for parameter in self.parameters:
+                        parameter.grad = None  # AdamW leaves it as it is then
+                else:
+                    torch.nn.utils.clip_grads_with_norm_(self.parameters, self.max_grad_norm, norm)
+            elif skip:  # ZeRO leaves out a step whose gradient is not finite
+                next(g for grads in self.engine.optimizer.averaged_gradients.values() for g in grads).fill_(math.nan)
         self.engine.step()
         if not last:
             return None
@@ -184,7 +198,10 @@ class Engine:
         return owned if self.zero else owned[dist.get_rank() :: self.world]
 
     def loaded(self, step: int) -> None:
-        """After the owned fragments were filled: restore AdamW's step count and the weights the forward uses."""
+        """After the owned fragments were filled: restore AdamW's step count and the weights the forward uses.
+
+        step: of the updates made, so without the skipped ones.
+        """
         for flat in self._flat_tensors():
             self.optimizer.state[flat]["step"].fill_(float(step))
         if self.zero:

@@ -6,66 +6,102 @@ none beyond the step a later attempt resumed from (design.md, "What a user sees"
 """
 
 import json
+import threading
 import time
 from typing import Any
 
+from orchestrator.checkpoints import token_name
+from orchestrator.ledger import Token
 from orchestrator.store import Missing, Store
 
 REFRESH_S = 1.0  # between two progress notes
 SEGMENT_S = 15.0  # between two metrics segments
 
 
-def token_name(token: tuple[int, int]) -> str:
-    return f"e{token[0]:04d}a{token[1]:04d}"
-
-
 class Recorder:
-    """The writer of one attempt."""
+    """The writer of one attempt. row() and log() only keep, where `behind` is set: a thread calls write()."""
 
-    def __init__(self, store: Store, prefix: str, token: tuple[int, int], log_name: str = ""):
+    def __init__(self, store: Store, prefix: str, token: Token, log_name: str = ""):
         self._store, self._prefix, self._token = store, prefix, token
         self._name = token_name(token)
         self._log_name = log_name or self._name
+        self.behind = False
+        self._kept = threading.Lock()  # the three below
         self._rows: list[dict[str, Any]] = []
         self._lines: list[str] = []
-        self._noted = 0.0
-        self._segment_at = time.monotonic()
+        self._note: dict[str, Any] | None = None
+        self._writing = threading.Lock()
+        self._logged = 0
+        self._noted, self._segment_at = 0.0, time.monotonic()
         self._began: tuple[float, int] | None = None
 
     def log(self, message: str) -> None:
-        self._lines += [f"{time.strftime('%H:%M:%S')} {line}" for line in message.splitlines()]
-        self._store.put(f"{self._prefix}/logs/{self._log_name}.log", ("\n".join(self._lines) + "\n").encode())
+        with self._kept:
+            self._lines += [f"{time.strftime('%H:%M:%S')} {line}" for line in message.splitlines()]
+        if not self.behind:
+            self._write_log()
 
     def row(self, step: int, total: int, row: dict[str, Any]) -> None:
-        """Keep a row; write the progress note and a segment when they are due."""
-        self._rows.append({"step": step, "attempt": self._name, **row})
+        """Keep a row; the progress note tells of the newest."""
         now = time.monotonic()
         if self._began is None:
             self._began = (now, step)
-        if now - self._noted >= REFRESH_S or step >= total:
-            self._noted = now
-            done = step - self._began[1]
-            eta = (now - self._began[0]) / done * (total - step) if done else None
-            note = {
-                "token": list(self._token),
-                "step": step,
-                "total": total,
-                "eta_s": eta,
-                "row": row,
-                "time": time.time(),
-            }
-            self._store.put(f"{self._prefix}/progress.json", json.dumps(note).encode())
+        done = step - self._began[1]
+        note = {
+            "token": list(self._token),
+            "step": step,
+            "total": total,
+            "eta_s": (now - self._began[0]) / done * (total - step) if done else None,
+            "row": row,
+            "time": time.time(),
+        }
+        with self._kept:
+            self._rows.append({"step": step, "attempt": self._name, **row})
+            self._note = note
+
+    def write(self) -> None:
+        """Store what is due: new log lines, the progress note every second, a segment of rows every 15."""
+        now = time.monotonic()
+        self._write_log()
+        if now - self._noted >= REFRESH_S:
+            self._write_note()
         if now - self._segment_at >= SEGMENT_S:
-            self.flush()
+            self._write_rows()
 
     def flush(self) -> None:
-        """Store the rows kept so far as one segment."""
-        if self._rows:
-            first = self._rows[0].get("step", 0)
-            body = "".join(json.dumps(row) + "\n" for row in self._rows)
-            self._store.put(f"{self._prefix}/metrics/{self._name}-{first:08d}.jsonl", body.encode())
-            self._rows = []
-        self._segment_at = time.monotonic()
+        """Store all that was kept so far."""
+        self._write_log()
+        self._write_note()
+        self._write_rows()
+
+    def _write_log(self) -> None:
+        with self._writing:
+            with self._kept:
+                lines = list(self._lines)
+            if len(lines) > self._logged:
+                self._store.put(f"{self._prefix}/logs/{self._log_name}.log", ("\n".join(lines) + "\n").encode())
+                self._logged = len(lines)
+
+    def _write_note(self) -> None:
+        with self._writing:
+            self._noted = time.monotonic()
+            with self._kept:
+                note = self._note
+            if note is not None:
+                self._store.put(f"{self._prefix}/progress.json", json.dumps(note).encode())
+                with self._kept:
+                    self._note = None if self._note is note else self._note
+
+    def _write_rows(self) -> None:
+        with self._writing:
+            self._segment_at = time.monotonic()
+            with self._kept:
+                rows = list(self._rows)
+            if rows:
+                key = f"{self._prefix}/metrics/{self._name}-{rows[0]['step']:08d}.jsonl"
+                self._store.put(key, "".join(json.dumps(row) + "\n" for row in rows).encode())
+                with self._kept:
+                    del self._rows[: len(rows)]
 
 
 def read_progress(store: Store, prefix: str) -> dict[str, Any] | None:

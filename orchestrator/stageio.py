@@ -2,11 +2,12 @@
 
 Invariants: results and checkpoints lie under the token of the attempt that wrote them, so an attempt that was
 given up can never overwrite a later one's files; a checkpoint or result exists once its ledger entry does, and only
-the holder of the newest token can append that entry (design.md, "The ledger").
+the holder of the newest token can append that entry (design.md, "The ledger"). Between two steps nothing here
+waits for storage: rows, logs and questions are a thread's (courier.py), checkpoints another's (stages/saving.py).
 """
 
-import hashlib
 import json
+import os
 import shutil
 import tempfile
 import time
@@ -15,15 +16,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from modeling.errors import CheckpointError
-from orchestrator.errors import Preempted
-from orchestrator.ledger import Ledger
-from orchestrator.progress import Recorder, read_metrics, token_name
-from orchestrator.store import Missing, Store, open_store
+from orchestrator.checkpoints import Checkpoints, fetch_folder, sha256_of, token_name, verified
+from orchestrator.control import stacks_key
+from orchestrator.courier import Courier, Notice
+from orchestrator.errors import ErrorClass, Preempted
+from orchestrator.ledger import Ledger, state
+from orchestrator.pacing import Pacer, failure_interval
+from orchestrator.progress import Recorder, read_metrics
+from orchestrator.store import open_store
 from stages.io import Input, ResumePoint, Signal
 from stages.kinds import KINDS
 
-FENCE_CHECK_S = 2.0  # between two looks at the ledger for a higher token
+HUNG_EXIT_CODE = 86
 
 
 @dataclass(frozen=True)
@@ -52,33 +56,27 @@ class Task:
     parents: tuple[ParentRef, ...]
     token: tuple[int, int]
     keep: int = 3  # checkpoints
-
-
-def sha256_of(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def fetch_folder(store: Store, prefix: str, scratch: Path) -> Path:
-    """All objects under a prefix as a local folder: in place where the store is one, else downloaded."""
-    local = store.local_path(prefix)
-    if local is not None:
-        return local
-    folder = scratch / prefix.replace("/", "_")
-    for key in store.list(prefix + "/"):
-        store.get_file(key, folder / key[len(prefix) + 1 :])
-    return folder
+    workers: int = 1
 
 
 class StoreIO:
-    """One rank of one attempt. `mapper` runs the parallel parts of a stage that is no training stage."""
+    """One rank of one attempt. `mapper` runs the parallel parts of a stage that is no training stage.
 
-    def __init__(self, task: Task, rank: int = 0, world: int = 1, mapper: Callable | None = None):
+    notices(): rank 0 of a training stage, from a thread: what the cluster says of its end, see courier.py.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        rank: int = 0,
+        world: int = 1,
+        mapper: Callable | None = None,
+        notices: Callable[[], Notice | None] = lambda: None,
+    ):
         self.task, self.rank, self.world = task, rank, world
         self.stage, self.fingerprint = task.stage, task.fingerprint
         self.params, self.model, self.sources = task.params, task.model, task.sources
         self.store = open_store(task.storage)
-        self.ledger = Ledger(self.store, task.prefix)
         self.scratch = Path(tempfile.mkdtemp(prefix=f"stageline-{task.stage}-"))
         self.inputs = {
             parent.name: Input(
@@ -88,72 +86,83 @@ class StoreIO:
             for parent in task.parents
         }  # fmt: skip
         # a training stage's plan is made by the driver, under a log of its own
-        log_name = token_name(task.token) + ("-0plan" if mapper and KINDS[task.kind].trains else "")
+        self._trains = KINDS[task.kind].trains
+        log_name = token_name(task.token) + ("-0plan" if mapper and self._trains else "")
         self._recorder = Recorder(self.store, task.prefix, task.token, log_name)
         self._mapper = mapper
-        self._fence_checked = 0.0
+        self._courier = Courier(self.store, task.prefix, task.token, self._recorder, notices)
+        # with a ledger of its own, for the one thread that saves: it reads on from where it was
+        ledger = Ledger(self.store, task.prefix)
+        self._checkpoints = Checkpoints(self.store, task.prefix, ledger, task.token, task.keep)
+        self._pacer: Pacer | None = None
+        self._saving = 0.0
+        self._saved: list[tuple[float, float]] = []  # (stall, seconds) of saves since the last tick
 
     def close(self) -> None:
+        self._courier.stop()
+        self._recorder.flush()
         shutil.rmtree(self.scratch, ignore_errors=True)
 
     def log(self, message: str) -> None:
         self._recorder.log(message)
 
-    def flush(self, step: int) -> None:
-        self._recorder.flush()
-
     def tick(self, step: int, total: int, row: dict[str, Any]) -> Signal:
         self._recorder.row(step, total, row)
-        now = time.monotonic()
-        if now - self._fence_checked >= FENCE_CHECK_S:
-            self._fence_checked = now
-            self.ledger.check(self.task.token)
-        return Signal()
+        if not self._recorder.behind:
+            self._recorder.behind = True
+            self._courier.start(step - 1 if self._trains else None)
+            self._pacer = self._make_pacer() if self._trains else None
+        news = self._courier.news()
+        for in_s, reason in news:
+            self.log(f"asked to stop within {max(0.0, in_s):.0f} s: {reason}")
+        if self._pacer is None:
+            return Signal(stop=bool(news))
+        for in_s, reason in news:
+            self._pacer.notice(in_s, reason)
+        while self._saved:
+            self._pacer.saved(*self._saved.pop(0))
+        return self._pacer.decide(step, row["time/step"])
+
+    def _make_pacer(self) -> Pacer:
+        entries = Ledger(self.store, self.task.prefix).entries()
+        losses = [f for f in state(entries).failures if f.error_class is not ErrorClass.preempted]
+        return Pacer(
+            self.params.checkpoint.every, failure_interval(len(losses), entries[-1].time - entries[0].time)
+        )  # fmt: skip
 
     def stopped(self, step: int) -> None:
-        raise Preempted(f"stopped after step {step} as asked")
+        self._recorder.flush()
+        # the other ranks do not know why; nor does a stage that does not train, which has nothing to save
+        reason = f"{self._pacer.reason}: saved and stopped" if self._pacer else "stopped"
+        raise Preempted(f"{reason} after step {step}" if self.rank == 0 else "")
+
+    def hung(self, text: str) -> None:
+        self.store.put(stacks_key(self.task.prefix, self.task.token, self.rank), text.encode())
+        os._exit(HUNG_EXIT_CODE)
 
     # -- checkpoints ---------------------------------------------------------------------------------
 
-    def _checkpoint_prefix(self, step: int) -> str:
-        return f"{self.task.prefix}/checkpoints/checkpoint-{step:08d}/{token_name(self.task.token)}"
+    def put_shard(self, step: int, name: str, data: Any) -> dict[str, Any]:
+        return self._checkpoints.put_shard(step, name, data)
 
-    def put_shard(self, step: int, name: str, path: Path) -> dict[str, Any]:
-        digest, size = sha256_of(path), path.stat().st_size
-        self.store.put_file(f"{self._checkpoint_prefix(step)}/{name}", path)
-        return {"name": name, "size": size, "sha256": digest}
+    def saving(self, step: int) -> None:
+        self._saving = time.monotonic()
+        if self._pacer is not None:
+            self._pacer.saving()
 
-    def commit(self, step: int, files: list[dict[str, Any]], meta: dict[str, Any]) -> None:
-        prefix = self._checkpoint_prefix(step)
-        manifest = {"step": step, "token": list(self.task.token), "files": files, **meta}
-        self.store.put(f"{prefix}/manifest.json", json.dumps(manifest, indent=1).encode())
-        self.ledger.append("checkpoint", self.task.token, step=step, manifest=f"{prefix}/manifest.json")
+    def commit(
+        self, step: int, files: list[dict[str, Any]], meta: dict[str, Any], train_s: float, stall_s: float = 0.0
+    ) -> None:
+        self._recorder.flush()
+        self._checkpoints.commit(step, files, meta, train_s)
         self.log(f"checkpoint of step {step} committed")
-        for old in self.ledger.state().checkpoints[self.task.keep :]:
-            self.ledger.append("retired", self.task.token, step=old.step, manifest=old.manifest)
-            remove_folder(self.store, old.manifest.rsplit("/", 1)[0])
+        self._saved.append((stall_s, time.monotonic() - self._saving))
 
-    def resume_point(self) -> ResumePoint | None:
-        for checkpoint in self.ledger.state().checkpoints:  # newest first
-            try:
-                return self._verified(checkpoint.step, checkpoint.manifest)
-            except CheckpointError as error:
-                if self.rank == 0:
-                    self.log(f"checkpoint of step {checkpoint.step} cannot be used, trying the one before: {error}")
-        return None
+    def checkpoints(self) -> list[str]:
+        return [checkpoint.manifest for checkpoint in Ledger(self.store, self.task.prefix).state().checkpoints]
 
-    def _verified(self, step: int, manifest_key: str) -> ResumePoint:
-        prefix = manifest_key.rsplit("/", 1)[0]
-        try:
-            manifest = json.loads(self.store.get(manifest_key))
-            folder = fetch_folder(self.store, prefix, self.scratch)
-            for item in manifest["files"]:
-                path = folder / item["name"]
-                if not path.is_file() or sha256_of(path) != item["sha256"]:
-                    raise CheckpointError(f"{item['name']} is missing or damaged", where=prefix)
-        except (Missing, ValueError, TypeError, KeyError) as error:
-            raise CheckpointError(f"its manifest is missing or damaged ({error!r})", where=manifest_key) from error
-        return ResumePoint(step, folder, manifest)
+    def load(self, checkpoint: str) -> ResumePoint:
+        return verified(self.store, checkpoint, self.scratch, (self.rank, self.world))
 
     # -- results -------------------------------------------------------------------------------------
 
@@ -168,7 +177,7 @@ class StoreIO:
             self.store.get_file(key, local)
         return local
 
-    def complete(self, folder: Path, summary: dict[str, Any]) -> None:
+    def complete(self, folder: Path, summary: dict[str, Any], train_s: float = 0.0) -> None:
         prefix = f"{self.task.prefix}/result/{token_name(self.task.token)}"
         files = []
         for path in sorted(p for p in folder.rglob("*") if p.is_file()):
@@ -180,13 +189,10 @@ class StoreIO:
         if rows:
             text = "".join(json.dumps(row) + "\n" for row in rows)
             self.store.put(f"{self.task.prefix}/metrics.jsonl", text.encode())
-        self.ledger.append("completed", self.task.token, manifest={"folder": prefix, "files": files}, summary=summary)
+        manifest = {"folder": prefix, "files": files}
+        ledger = Ledger(self.store, self.task.prefix)
+        ledger.append("completed", self.task.token, manifest=manifest, summary=summary, train_s=train_s)
 
     def map(self, function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
         assert self._mapper is not None, "a training stage maps nothing"
         return self._mapper(function, items, self.params.resources)
-
-
-def remove_folder(store: Store, prefix: str) -> None:
-    for key in store.list(prefix + "/"):
-        store.delete(key)

@@ -13,7 +13,8 @@ from typing import Any, Protocol
 
 @dataclass(frozen=True)
 class Signal:
-    """What the driver asks of all ranks after a step. Rank 0 receives it and broadcasts it."""
+    """What the driver asks of all ranks. Rank 0 receives it after a step; it travels in the next step's all-reduce, at
+    whose end all ranks save, or save and stop."""
 
     save: bool = False
     stop: bool = False
@@ -50,32 +51,47 @@ class StageIO(Protocol):
     world: int
     scratch: Path  # a local folder of this attempt; gone afterwards
 
-    def resume_point(self) -> ResumePoint | None:
-        """The newest committed checkpoint whose files are all there with the right digests."""
+    def checkpoints(self) -> list[str]:
+        """The committed checkpoints, newest first, as names for `load`. Ask one rank, tell all."""
+        ...
+
+    def load(self, checkpoint: str) -> ResumePoint:
+        """Any rank: its files, local and with the right digests. Raises CheckpointError."""
         ...
 
     def tick(self, step: int, total: int, row: dict[str, Any]) -> Signal:
-        """Rank 0, after every step: record the metrics row, learn whether to save or stop."""
+        """Rank 0, after every step: hand over the metrics row, learn whether to save or stop. Never waits for
+        storage; raises what a write behind the training met, or Fenced."""
         ...
 
-    def flush(self, step: int) -> None:
-        """Rank 0, before a commit: store the metrics rows up to `step`, so that no surviving step lacks its row."""
+    def put_shard(self, step: int, name: str, data: memoryview) -> dict[str, Any]:
+        """Any rank, any thread: store one checkpoint file; returns {name, size, sha256} for the manifest."""
+        ...
+
+    def saving(self, step: int) -> None:
+        """Rank 0: a snapshot of `step` is being taken."""
+        ...
+
+    def commit(
+        self, step: int, files: list[dict[str, Any]], meta: dict[str, Any], train_s: float, stall_s: float
+    ) -> None:
+        """Rank 0, any thread: the rows up to `step`, the manifest, then the ledger entry that makes it exist.
+
+        train_s: seconds of the steps since the checkpoint before; stall_s: for how long the training stood still.
+        """
         ...
 
     def stopped(self, step: int) -> None:
         """Any rank: training stopped on request after a committed save; raises what the driver takes as 'preempted'."""
         ...
 
+    def hung(self, text: str) -> None:
+        """Any rank, any thread: no step came to an end for too long; text: the stacks of all threads. Stores it and
+        ends the process."""
+        ...
+
     def log(self, message: str) -> None:
         """One line for the user and for `stageline logs`."""
-        ...
-
-    def put_shard(self, step: int, name: str, path: Path) -> dict[str, Any]:
-        """Any rank: store one checkpoint file; returns {name, size, sha256} for the manifest."""
-        ...
-
-    def commit(self, step: int, files: list[dict[str, Any]], meta: dict[str, Any]) -> None:
-        """Rank 0: write the manifest, then the ledger entry that makes the checkpoint exist."""
         ...
 
     def keep(self, name: str, path: Path) -> None:
@@ -86,8 +102,8 @@ class StageIO(Protocol):
         """A file that `keep` stored for this stage, as a local path."""
         ...
 
-    def complete(self, folder: Path, summary: dict[str, Any]) -> None:
-        """Rank 0: store `folder` as the stage's result and mark the stage completed."""
+    def complete(self, folder: Path, summary: dict[str, Any], train_s: float = 0.0) -> None:
+        """Rank 0: store `folder` as the stage's result and mark the stage completed. train_s: as in `commit`."""
         ...
 
     def map(self, function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:

@@ -8,7 +8,7 @@ Defaults are the paper's (arXiv 2412.05271, Table 3) and the official scripts' (
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 Run = Field(json_schema_extra={"identity": False})
 Module = Literal["vit", "mlp", "language"]
@@ -66,14 +66,39 @@ class Schedule(Params):
 
 
 class CheckpointParams(Params):
-    every: int = Field(default=100, gt=0, description="optimizer steps between checkpoints")
+    every: Literal["auto"] | Annotated[int, Field(gt=0)] = Field(
+        default="auto",
+        description="optimizer steps between checkpoints; auto: from what a save costs and how often attempts fail",
+    )
     keep: int = Field(default=3, gt=0, description="checkpoints kept while the stage runs")
 
 
+Count = Annotated[int, Field(gt=0)]
+
+
 class Resources(Params):
-    workers: int = Field(default=1, gt=0, description="ranks of a training stage, parallel tasks of another")
+    workers: Count | tuple[Count, Count] = Field(
+        default=1,
+        description="ranks of a training stage, parallel tasks of another; [min, max]: as many as there is room for, "
+        "fewer when a node is gone, more when it is back",
+    )
     cpus: float = Field(default=1, gt=0, description="CPU cores per worker")
     gpus: float = Field(default=0, ge=0, description="GPUs per worker")
+
+    @field_validator("workers")
+    @classmethod
+    def _in_order(cls, workers: int | tuple[int, int]) -> int | tuple[int, int]:
+        if not isinstance(workers, int) and workers[0] > workers[1]:
+            raise ValueError(f"must be [min, max], so [{workers[1]}, {workers[0]}]")
+        return workers
+
+    @property
+    def least(self) -> int:
+        return self.workers if isinstance(self.workers, int) else self.workers[0]
+
+    @property
+    def most(self) -> int:
+        return self.workers if isinstance(self.workers, int) else self.workers[1]
 
 
 class StageParams(Params):
@@ -113,6 +138,12 @@ class TrainParams(StageParams):
     seed: int = Field(default=0, ge=0)
     max_lost: float = Field(
         default=0.001, ge=0, le=1, description="share of samples that may fail to decode in training"
+    )
+    max_skipped: Annotated[int, Run] = Field(
+        default=3, gt=0, description="steps in a row whose loss or gradient is not finite before the stage stops"
+    )
+    hang_timeout_s: Annotated[float, Run] = Field(
+        default=600.0, gt=0, description="seconds without the end of a step before the stacks are told"
     )
     deepspeed: Annotated[int | Path, Run] = 1
     checkpoint: Annotated[CheckpointParams, Run] = CheckpointParams()

@@ -1,8 +1,9 @@
 """One loop for every training stage: text pre-training, MLP warmup, ViT incremental learning, full finetune.
 
 Invariants: the data cursor is the step, nothing else; every rank runs ceil(G/world) micro-steps, missing packs are
-rows of weight zero; whatever all ranks must agree on (loss, counts, save, stop) travels in one all-reduce per step;
-every stage starts a fresh optimizer, as the official recipe does (recipe: arXiv 2412.05271 §3.2, Table 3).
+rows of weight zero; whatever all ranks must agree on (loss, counts, save, stop) travels in one all-reduce per step; a
+step whose loss or gradient is not finite changes no weight on any rank, and its samples are told; every stage starts a
+fresh optimizer, as the official recipe does (recipe: arXiv 2412.05271 §3.2, Table 3).
 """
 
 import math
@@ -17,10 +18,10 @@ import torch
 import torch.distributed as dist
 
 from modeling.batches import Batch, Batcher, Counts, empty_batch
-from modeling.checkpoint import FragmentReader, write_fragments
+from modeling.checkpoint import FragmentReader
 from modeling.engine import Engine
 from modeling.epochs import StepPlan
-from modeling.errors import DataError
+from modeling.errors import CheckpointError, DataError
 from modeling.freeze import freeze_table, set_trainable
 from modeling.internvl import TrainingLoss, build_model, load_model, save_model
 from modeling.packing import balance
@@ -28,8 +29,10 @@ from modeling.presets import resolve
 from modeling.schedule import learning_rate
 from modeling.shards import ShardReader
 from stages.errors import Diverged
-from stages.io import Signal, StageIO
+from stages.io import ResumePoint, Signal, StageIO
 from stages.plan_packs import PLAN, Lengths, data_parent, parent, step_weight
+from stages.saving import Saver
+from stages.watchdog import Watchdog
 
 AHEAD = 2  # rows decoded ahead of the training
 
@@ -71,33 +74,50 @@ class Trainer:
             weight_decay=params.weight_decay, betas=params.betas, eps=params.eps, max_grad_norm=params.max_grad_norm,
         )  # fmt: skip
         self.datasets = sorted(set(self.reader.index["dataset"]))
+        self.saver = Saver(io, self.engine)
+        self.train_s = 0.0  # of the steps since the last snapshot
         self.lost = self.seen = 0
+        self.skipped = self.skipped_in_row = 0  # steps that were not finite
 
     def resume(self) -> int:
-        """Load the newest committed checkpoint; the step to go on with."""
-        point = self.io.resume_point()
+        """Load the newest committed checkpoint that every rank can read; the step to go on with."""
+        point = self.resume_point()
         if point is None:
             return 0
         reader = FragmentReader(point.folder / item["name"] for item in point.manifest["files"])
         reader.load(self.engine.owned())
-        self.engine.loaded(point.step)
+        self.skipped = point.manifest.get("skipped", 0)
+        self.skipped_in_row = point.manifest.get("skipped_in_row", 0)
+        self.engine.loaded(point.step - self.skipped)
         if self.io.rank == 0:
             self.io.log(f"resumed from the checkpoint of step {point.step}")
         return point.step
 
-    def save(self, step: int) -> None:
-        """Every rank writes its fragments; rank 0 commits when all digests are in."""
-        name = f"shard-{self.io.rank:05d}-of-{self.io.world:05d}.safetensors"
-        path = self.io.scratch / name
-        write_fragments(path, self.engine.to_write())
-        mine = self.io.put_shard(step, name, path)
-        path.unlink()
-        files: list = [None] * self.io.world
-        dist.all_gather_object(files, mine)
-        if self.io.rank == 0:
-            self.io.flush(step)
-            self.io.commit(step, files, {"world": self.io.world, "zero": self.engine.zero})
-        dist.barrier()
+    def resume_point(self) -> ResumePoint | None:
+        """One that is damaged, for whichever rank, is told, and the one before it is tried by all."""
+        names: list = [self.io.checkpoints() if self.io.rank == 0 else None]
+        dist.broadcast_object_list(names, device=self.engine.device)
+        for name in names[0]:
+            point, problem = None, None
+            try:
+                point = self.io.load(name)
+            except CheckpointError as error:
+                problem = str(error)
+            problems: list = [None] * self.io.world
+            dist.all_gather_object(problems, problem)
+            told = next((text for text in problems if text is not None), None)
+            if told is None:
+                return point
+            if self.io.rank == 0:
+                self.io.log(f"checkpoint {name} cannot be used, trying the one before: {told}")
+        return None
+
+    def save(self, step: int) -> float:
+        """A snapshot, uploaded and committed behind the training; for how long it stood still, in seconds."""
+        meta = {"world": self.io.world, "zero": self.engine.zero}
+        meta |= {"skipped": self.skipped, "skipped_in_row": self.skipped_in_row}
+        train_s, self.train_s = self.train_s, 0.0
+        return self.saver.start(step, meta, train_s)
 
     def rows(self, first: int):
         """This rank's micro-batches from step `first` on, decoded ahead: yields (batch, seconds waited for it)."""
@@ -129,29 +149,37 @@ class Trainer:
         return mine + [None] * (self.micro_steps - len(mine))
 
     def run(self) -> None:
-        io, every, total = self.io, self.params.checkpoint.every, self.plan.steps
+        io, total = self.io, self.plan.steps
         first = self.resume()
-        rows, signal, stall, loss = self.rows(first), Signal(), 0.0, math.nan
-        for step in range(first, total):
-            began, done = time.perf_counter(), step + 1
-            summed, norm, lr = self.step(step, rows, signal)
-            loss = summed["loss"]
-            self.check_lost(summed)
-            if io.rank == 0:
-                signal = io.tick(done, total, self.row(step, summed, norm, lr, time.perf_counter() - began, stall))
-            stall = 0.0
-            if (done % every == 0 or summed["save"] or summed["stop"]) and done < total:
-                before = time.perf_counter()
-                self.save(done)
-                stall = time.perf_counter() - before
-            if summed["stop"] and done < total:
-                io.stopped(done)
+        rows, signal, stall, loss, stopped = self.rows(first), Signal(), 0.0, math.nan, 0
+        with Watchdog(self.params.hang_timeout_s, io.hung) as watchdog:
+            for step in range(first, total):
+                began, done = time.perf_counter(), step + 1
+                summed, norm, lr = self.step(step, rows, signal)
+                loss = summed["loss"] if math.isfinite(summed["loss"]) else loss
+                seconds = time.perf_counter() - began
+                self.train_s += seconds
+                watchdog.beat()
+                self.check_lost(summed)
+                if summed["uploaded"] == io.world:
+                    self.saver.gather()
+                if io.rank == 0:
+                    signal = io.tick(done, total, self.row(step, summed, norm, lr, seconds, stall))
+                stall = 0.0
+                if done < total and (summed["save"] or summed["stop"]):
+                    stall = self.save(done)
+                if done < total and summed["stop"]:
+                    stopped = done
+                    break
+        self.saver.finish()
+        if stopped:
+            io.stopped(stopped)
         self.finish(total, loss)
 
     def step(self, step: int, rows: Iterator, signal: Signal) -> tuple[dict[str, float], float | None, float]:
         """All micro-steps of one optimizer step: (what the ranks share, gradient norm, learning rate).
 
-        Raises Diverged on every rank where the loss or the gradient norm is not finite.
+        Raises Diverged on every rank at the `max_skipped`-th step in a row that is not finite.
         """
         params, schedule = self.params, self.params.schedule
         horizon = schedule.horizon or self.plan.steps
@@ -169,19 +197,37 @@ class Trainer:
             self.engine.backward(loss)
             if micro == self.micro_steps - 1:  # known to all before any weight is touched
                 summed = self.exchange(local, counts, signal, waited)
-                if not math.isfinite(summed["loss"]):
-                    raise Diverged(step + 1, "loss", summed["loss"], ids)
-            norm = self.engine.step(lr)
-        if norm is not None and not math.isfinite(norm):
-            raise Diverged(step + 1, "gradient norm", norm, ids)
+            norm = self.engine.step(lr, skip=bool(summed) and not math.isfinite(summed["loss"]))
+        finite = math.isfinite(summed["loss"]) and (norm is None or math.isfinite(norm))
+        if not finite:
+            self.skip(step, summed["loss"], norm, local, ids)
+        else:
+            self.skipped_in_row = 0
         return summed, norm, lr
+
+    def skip(self, step: int, loss: float, norm: float | None, local: float, ids: list[str]) -> None:
+        """All ranks: a step that is not finite has changed nothing; tell what is needed to find the cause."""
+        self.skipped += 1
+        self.skipped_in_row += 1
+        shares: list = [None] * self.io.world
+        dist.all_gather_object(shares, (local, ids))
+        what, value = ("loss", loss) if not math.isfinite(loss) else ("gradient norm", norm or math.nan)
+        worst = [names for part, names in shares if not math.isfinite(part)] or [names for _, names in shares]
+        suspects = [name for names in worst for name in names]
+        if self.io.rank == 0:
+            self.io.log(
+                f"step {step + 1} skipped, {self.skipped_in_row} in a row: {what} is {value}; loss by rank "
+                f"{[part for part, _ in shares]}; samples {', '.join(suspects)}"
+            )
+        if self.skipped_in_row >= self.params.max_skipped:
+            raise Diverged(step + 1, what, value, suspects)
 
     def exchange(self, loss: float, counts: Counts, signal: Signal, waited: float) -> dict[str, float]:
         """One all-reduce (float64 sum) for all that ranks share about a step."""
         mine = {
             "loss": loss, "samples": counts.samples, "tokens": counts.tokens, "supervised": counts.supervised,
             "tiles": counts.tiles, "lost": counts.lost, "checksum": counts.checksum, "save": float(signal.save),
-            "stop": float(signal.stop), "wait": waited / self.io.world,
+            "stop": float(signal.stop), "wait": waited / self.io.world, "uploaded": float(self.saver.uploaded()),
         } | {f"data/consumed/{name}": counts.per_dataset.get(name, 0) for name in self.datasets}  # fmt: skip
         vector = torch.tensor(list(mine.values()), dtype=torch.float64, device=self.engine.device)
         dist.all_reduce(vector)
@@ -195,8 +241,8 @@ class Trainer:
         return {
             "step": step + 1,
             "epoch": int(self.plan.epoch[packs[-1][-1]]),
-            "loss": summed["loss"],
-            "grad_norm": norm,
+            "loss": finite(summed["loss"]),
+            "grad_norm": finite(norm),
             "learning_rate": lr,
             "real_tokens_per_second": summed["tokens"] / seconds,
             "tokens_per_second_per_gpu": summed["tokens"] / seconds / self.io.world,
@@ -207,6 +253,7 @@ class Trainer:
             "time/step": seconds,
             "time/data_wait": summed["wait"],
             "time/checkpoint_stall": stall,  # of the save between the step before and this one
+            "skipped": self.skipped,
             "data/packs": [step * params.global_batch, step * params.global_batch + len(packs)],
             "data/samples": int(summed["samples"]),
             "data/checksum": int(summed["checksum"]),
@@ -231,8 +278,14 @@ class Trainer:
         if self.io.rank == 0:
             folder = Path(self.io.scratch) / "model"
             save_model(self.model, self.tokenizer, folder, self.tile_size)
-            self.io.complete(folder, {"steps": steps, "loss": loss, "world": self.io.world, "zero": self.engine.zero})
+            summary = {"steps": steps, "loss": finite(loss), "world": self.io.world, "zero": self.engine.zero}
+            self.io.complete(folder, summary, self.train_s)
         dist.barrier()
+
+
+def finite(value: float | None) -> float | None:
+    """None for what JSON cannot say."""
+    return value if value is not None and math.isfinite(value) else None
 
 
 def add_counts(total: Counts, more: Counts) -> None:

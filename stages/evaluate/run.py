@@ -104,7 +104,7 @@ def evaluate(io: StageIO) -> None:
             io.sources[data.params["data"]].system, max(1, int(params.resources.cpus)),
             data.params["tile_tie"],
         )
-        for chunk in np.array_split(np.array(rows), min(len(rows), params.resources.workers))
+        for chunk in np.array_split(np.array(rows), min(len(rows), params.resources.most))
     ]  # fmt: skip
     predictions: list[dict[str, Any]] = []
     for found in io.map(answer_part, parts):

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from stages.io import Input, ResumePoint, Signal
+from stages.io import Input, Signal
 
 
 class Stopped(Exception):
@@ -46,15 +46,9 @@ class FakeIO:
     def kept(self) -> Path:
         return self.folder / "kept"
 
-    def resume_point(self) -> ResumePoint | None:
-        return None
-
     def tick(self, step: int, total: int, row: dict[str, Any]) -> Signal:
         self.ticks.append((step, total, row))
         return Signal(stop=self.stop_at is not None and step >= self.stop_at)
-
-    def flush(self, step: int) -> None:
-        raise AssertionError("not a training stage")
 
     def stopped(self, step: int) -> None:
         raise Stopped(step)
@@ -62,11 +56,10 @@ class FakeIO:
     def log(self, message: str) -> None:
         self.lines.append(message)
 
-    def put_shard(self, step: int, name: str, path: Path) -> dict[str, Any]:
-        raise AssertionError("not a training stage")
-
-    def commit(self, step: int, files: list[dict[str, Any]], meta: dict[str, Any]) -> None:
-        raise AssertionError("not a training stage")
+    def __getattr__(self, name: str) -> Any:
+        if name in ("checkpoints", "load", "put_shard", "saving", "commit", "hung"):
+            raise AssertionError(f"not a training stage, {name} is not its")
+        raise AttributeError(name)
 
     def keep(self, name: str, path: Path) -> None:
         self.kept.mkdir(exist_ok=True)
@@ -75,7 +68,7 @@ class FakeIO:
     def fetch(self, name: str) -> Path:
         return self.kept / name
 
-    def complete(self, folder: Path, summary: dict[str, Any]) -> None:
+    def complete(self, folder: Path, summary: dict[str, Any], train_s: float = 0.0) -> None:
         assert self.summary is None, "a stage completes once"
         shutil.copytree(folder, self.result)
         self.summary = summary

@@ -116,6 +116,7 @@ def test_the_note_says_where_it_is_and_when_it_ends(store, monkeypatch):
     recorder = Recorder(store, P, (3, 2))
     for step in range(11, 16):
         recorder.row(step, 20, {"loss": 1.0})
+        recorder.write()
         now[0] += 2.0
     note = read_progress(store, P)
     assert (note["token"], note["step"], note["total"], note["row"]) == ([3, 2], 15, 20, {"loss": 1.0})
@@ -123,7 +124,7 @@ def test_the_note_says_where_it_is_and_when_it_ends(store, monkeypatch):
 
 
 def test_notes_and_segments_are_written_when_due(store, monkeypatch):
-    """Not at every step: a note a second, a segment every 15 seconds, the last note always."""
+    """Not at every step: a note a second, a segment every 15 seconds, the last of both at the end."""
     now, puts = [100.0], []
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
     original = store.put
@@ -131,11 +132,28 @@ def test_notes_and_segments_are_written_when_due(store, monkeypatch):
     recorder = Recorder(store, P, (1, 1))
     for step in range(1, 401):
         recorder.row(step, 400, {})
+        recorder.write()
         now[0] += 0.1
+    recorder.flush()
     notes = [key for key in puts if key.endswith("progress.json")]
     segments = [key for key in puts if "/metrics/" in key]
-    assert 38 <= len(notes) <= 42 and len(segments) == 2
+    assert 38 <= len(notes) <= 42 and len(segments) == 3
     assert json.loads(store.get(notes[-1]))["step"] == 400
+
+
+def test_a_put_that_fails_loses_no_row_and_no_line(store, monkeypatch):
+    recorder, original = Recorder(store, P, (1, 1)), store.put
+    recorder.behind = True
+    recorder.log("a line")
+    recorder.row(1, 3, {})
+    monkeypatch.setattr(store, "put", lambda *_: (_ for _ in ()).throw(ConnectionError()))
+    with pytest.raises(ConnectionError):
+        recorder.flush()
+    monkeypatch.setattr(store, "put", original)
+    recorder.row(2, 3, {})
+    recorder.flush()
+    assert [row["step"] for row in read_metrics(store, P)] == [1, 2] and read_progress(store, P)["step"] == 2
+    assert "a line" in read_logs(store, P)["e0001a0001.log"]
 
 
 def test_logs_by_attempt(store):

@@ -1,15 +1,19 @@
 """Checkpoints and results over a store: what exists is what the ledger says, whoever dies when."""
 
 import json
+import time
 
 import pytest
 
-from orchestrator import stageio
-from orchestrator.errors import Fenced, Preempted
+from modeling.errors import CheckpointError
+from orchestrator import courier, stageio
+from orchestrator.control import ask_to_stop
+from orchestrator.errors import Fenced, Preempted, StorageTransient
 from orchestrator.ledger import Ledger
-from orchestrator.progress import read_logs
+from orchestrator.progress import read_logs, read_metrics
 from orchestrator.stageio import ParentRef, StoreIO, Task
 from orchestrator.store import FileStore, MemoryStore
+from stages.io import Signal
 from stages.params import TrainParams
 
 P = "stages/train/0123456789abcdef"
@@ -45,13 +49,13 @@ class World:
         """Every rank's file of a step, its content told by step, rank and attempt."""
         files = []
         for rank in range(ranks):
-            path = self.folder / f"shard-{rank}"
-            path.write_bytes(f"step {step} rank {rank} token {io.task.token} ".encode() * 20)
-            files.append(io.put_shard(step, path.name, path))
+            data = f"step {step} rank {rank} token {io.task.token} ".encode() * 20
+            files.append(io.put_shard(step, f"shard-{rank}", memoryview(data)))
         return files
 
     def save(self, io, step):
-        io.commit(step, self.shards(io, step), {"world": 2})
+        io.saving(step)
+        io.commit(step, self.shards(io, step), {"world": 2}, 1.5, 0.1)
 
     def logs(self):
         return "".join(read_logs(self.store, P).values())
@@ -67,6 +71,16 @@ def world(request, tmp_path, monkeypatch):
         io.close()
 
 
+def resume_point(io):
+    """As stages/train.py goes on, on one rank."""
+    for checkpoint in io.checkpoints():
+        try:
+            return io.load(checkpoint)
+        except CheckpointError as error:
+            io.log(f"cannot be used: {error}")
+    return None
+
+
 def key_of(store, step, name) -> str:
     (key,) = [k for k in store.list(f"{P}/checkpoints/checkpoint-{step:08d}/") if k.endswith(f"/{name}")]
     return key
@@ -78,7 +92,7 @@ def test_a_checkpoint_is_shards_then_manifest_then_entry(world):
     world.save(io, 10)
     keys = dict.fromkeys(key.rsplit("/", 1)[1] for _, key in world.operations if "/logs/" not in key)
     assert list(keys) == ["shard-0", "shard-1", "manifest.json", "00000002.json"]
-    point = world.attempt().resume_point()
+    point = resume_point(world.attempt())
     assert point.step == 10 and point.manifest["world"] == 2 and point.manifest["token"] == [1, 1]
     for rank, item in enumerate(point.manifest["files"]):
         content = (point.folder / item["name"]).read_bytes()
@@ -87,12 +101,12 @@ def test_a_checkpoint_is_shards_then_manifest_then_entry(world):
 
 def test_without_an_entry_it_does_not_exist(world):
     io = world.attempt()
-    assert io.resume_point() is None
+    assert resume_point(io) is None
     world.save(io, 10)
     files = world.shards(io, 20)
     manifest = {"step": 20, "files": files}
     world.store.put(f"{P}/checkpoints/checkpoint-00000020/e0001a0001/manifest.json", json.dumps(manifest).encode())
-    assert io.resume_point().step == world.attempt().resume_point().step == 10
+    assert resume_point(io).step == resume_point(world.attempt()).step == 10
 
 
 def flip(store, step):
@@ -129,19 +143,26 @@ def test_damage_falls_back_to_the_checkpoint_before_and_says_so(world, damage):
     for step in (10, 20):
         world.save(io, step)
     damage(world.store, 20)
-    point = world.attempt().resume_point()
+    point = resume_point(world.attempt())
     assert point.step == 10 and (point.folder / "shard-0").read_bytes().startswith(b"step 10 rank 0")
-    assert "checkpoint of step 20 cannot be used, trying the one before" in world.logs()
+    assert "cannot be used" in world.logs() and "checkpoint-00000020" in world.logs()
     flip(world.store, 10)
-    assert world.attempt().resume_point() is None, "a stage without a checkpoint starts anew"
-    assert "checkpoint of step 10 cannot be used" in world.logs()
+    assert resume_point(world.attempt()) is None, "a stage without a checkpoint starts anew"
+    assert "checkpoint-00000010" in world.logs()
 
 
-def test_only_rank_0_says_so(world):
+def test_ranks_of_one_file_system_share_the_digesting(world, monkeypatch):
+    """Of two ranks one finds the damage; files that had to be fetched are digested by each that fetched them."""
     world.save(world.attempt(), 10)
     flip(world.store, 10)
-    assert world.attempt(rank=1, world=2).resume_point() is None
-    assert "cannot be used" not in world.logs()
+    found = []
+    for rank in range(2):
+        io = world.attempt(rank=rank, world=2)
+        try:
+            io.load(io.checkpoints()[0])
+        except CheckpointError:
+            found.append(rank)
+    assert found == ([1] if isinstance(world.store, FileStore) else [0, 1])
 
 
 def test_no_flipped_byte_of_a_manifest_gives_wrong_files(tmp_path, monkeypatch):
@@ -156,7 +177,7 @@ def test_no_flipped_byte_of_a_manifest_gives_wrong_files(tmp_path, monkeypatch):
     outcomes = set()
     for place in range(len(written)):
         path.write_bytes(written[:place] + bytes([written[place] ^ 1]) + written[place + 1 :])
-        point = io.resume_point()
+        point = resume_point(io)
         outcomes.add(point.step)
         names = [item["name"] for item in point.manifest["files"]]
         assert names == ["shard-0", "shard-1"] and point.folder.parent.name.endswith(f"{point.step:08d}")
@@ -177,7 +198,7 @@ def test_retention_tells_the_ledger_before_it_removes(world):
     assert [c.step for c in world.ledger.state().checkpoints] == [30, 20]
     folders = {key.split("/")[4] for key in world.store.list(f"{P}/checkpoints/")}
     assert folders == {"checkpoint-00000020", "checkpoint-00000030"}
-    assert world.attempt().resume_point().step == 30
+    assert resume_point(world.attempt()).step == 30
 
 
 def test_a_death_within_the_removal_harms_nothing(world, monkeypatch):
@@ -194,7 +215,7 @@ def test_a_death_within_the_removal_harms_nothing(world, monkeypatch):
         world.save(io, 20)
     monkeypatch.setattr(world.store, "delete", dying)
     later = world.attempt(keep=1)
-    assert later.resume_point().step == 20 and "cannot be used" not in world.logs()
+    assert resume_point(later).step == 20 and "cannot be used" not in world.logs()
 
 
 def test_an_earlier_attempt_commits_nothing_and_harms_no_file_of_a_later_one(world):
@@ -206,15 +227,13 @@ def test_an_earlier_attempt_commits_nothing_and_harms_no_file_of_a_later_one(wor
     entries = len(world.ledger.entries())
     files = world.shards(old, 20)
     with pytest.raises(Fenced):
-        old.commit(20, files, {})
+        old.commit(20, files, {}, 1.0)
     (world.folder / "result").mkdir()
     (world.folder / "result" / "weights").write_bytes(b"old")
     with pytest.raises(Fenced):
         old.complete(world.folder / "result", {})
-    with pytest.raises(Fenced):
-        old.tick(21, 100, {})
     assert len(world.ledger.entries()) == entries
-    point = world.attempt().resume_point()
+    point = resume_point(world.attempt())
     assert point.step == 20 and (point.folder / "shard-0").read_bytes() == before
 
 
@@ -224,20 +243,20 @@ def test_a_step_committed_again_after_a_fall_back_is_the_new_one(world):
         world.save(io, step)
     flip(world.store, 20)
     again = world.attempt()
-    assert again.resume_point().step == 10
+    assert resume_point(again).step == 10
     world.save(again, 20)
-    point = world.attempt().resume_point()
+    point = resume_point(world.attempt())
     assert point.step == 20 and b"token (1, 2)" in (point.folder / "shard-1").read_bytes()
 
 
 def test_a_result_lies_under_its_token_with_the_metrics_of_the_lineage(world):
     first = world.attempt()
     for step in range(1, 9):
-        first.tick(step, 10, {"loss": 9.0})
-    first.flush(8)
+        first.tick(step, 10, {"loss": 9.0, "time/step": 0.1})
+    first.close()
     second = world.attempt()
     for step in range(5, 11):
-        second.tick(step, 10, {"loss": 1.0})
+        second.tick(step, 10, {"loss": 1.0, "time/step": 0.1})
     folder = world.folder / "model"
     (folder / "deep").mkdir(parents=True)
     (folder / "weights").write_bytes(b"12345")
@@ -249,7 +268,10 @@ def test_a_result_lies_under_its_token_with_the_metrics_of_the_lineage(world):
     rows = [json.loads(line) for line in world.store.get(f"{P}/metrics.jsonl").splitlines()]
     assert [(row["step"], row["loss"]) for row in rows] == [(s, 9.0 if s < 5 else 1.0) for s in range(1, 11)]
     parent = ParentRef("mlp", "train", "0" * 16, done["manifest"]["folder"], {"lr": 1e-3})
-    child = world.attempt(parents=[parent])
+    child = StoreIO(
+        Task("", "stages/train/child", "child", "mlp_warmup", "1" * 64, PARAMS, None, {}, (parent,), (1, 1))
+    )
+    world.open.append(child)
     given = child.inputs["mlp"]
     assert (given.folder / "weights").read_bytes() == b"12345" and (given.folder / "deep" / "more").read_bytes() == b"x"
     assert (given.kind, given.params) == ("train", {"lr": 1e-3})
@@ -259,7 +281,7 @@ def test_a_result_counts_only_with_its_entry(world, monkeypatch):
     io = world.attempt()
     (world.folder / "model").mkdir()
     (world.folder / "model" / "weights").write_bytes(b"1")
-    monkeypatch.setattr(io.ledger, "append", lambda *a, **k: (_ for _ in ()).throw(ConnectionError("killed")))
+    monkeypatch.setattr(stageio.Ledger, "append", lambda *a, **k: (_ for _ in ()).throw(ConnectionError("killed")))
     with pytest.raises(ConnectionError):
         io.complete(world.folder / "model", {})
     assert world.ledger.state().completed is None
@@ -271,18 +293,60 @@ def test_what_is_kept_beside_the_stage_is_fetched_by_a_later_attempt(world):
     assert world.attempt().fetch("plan.npz").read_bytes() == b"plan"
 
 
-def test_rank_0_is_told_in_time_that_it_was_fenced(world, monkeypatch):
-    """The look at the ledger costs a read: it is taken at intervals, not at every step."""
-    now = [100.0]
-    monkeypatch.setattr(stageio.time, "monotonic", lambda: now[0])
+def ticks_until(io, step, wanted, seconds=5.0):
+    """Ticks until wanted(signal); the step it was at."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        if wanted(io.tick(step, 10**6, {"time/step": 0.001})):
+            return step
+        step += 1
+        time.sleep(0.002)
+    raise AssertionError("not told in time")
+
+
+def test_rank_0_is_told_at_a_step_that_it_was_fenced(world, monkeypatch):
+    monkeypatch.setattr(courier, "FENCE_CHECK_S", 0.0)
     io = world.attempt()
-    io.tick(1, 10, {})
+    io.tick(1, 10**6, {"time/step": 0.001})
     world.ledger.claim({"host": "other"})
-    now[0] += stageio.FENCE_CHECK_S / 2
-    io.tick(2, 10, {})
-    now[0] += stageio.FENCE_CHECK_S
     with pytest.raises(Fenced):
-        io.tick(3, 10, {})
+        ticks_until(io, 2, lambda signal: False)
+
+
+def test_a_request_to_stop_is_followed_once_and_says_why(world, monkeypatch):
+    monkeypatch.setattr(courier, "POLL_S", 0.0)
+    io = world.attempt()
+    assert io.tick(7, 10**6, {"time/step": 0.001}) == Signal()
+    ask_to_stop(world.store, P, world.token, 0.0, "the machine goes")
+    ticks_until(io, 8, lambda signal: signal.stop and signal.save)
+    with pytest.raises(Preempted, match="the machine goes: saved and stopped after step 9"):
+        io.stopped(9)
+    later = world.attempt()
+    later.tick(10, 10**6, {"time/step": 0.001})
+    time.sleep(0.1)
+    assert not later.tick(11, 10**6, {"time/step": 0.001}).stop, "the request was to the attempt before"
+
+
+def test_the_ledger_tells_where_an_attempt_started(world):
+    io = world.attempt()
+    io.tick(31, 100, {"time/step": 0.001})
+    until = time.monotonic() + 5
+    while not (started := [e.fields for e in world.ledger.entries() if e.type == "started"]):
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    assert started == [{"step": 30}]
+
+
+def test_a_store_that_does_not_answer_holds_no_step(world, monkeypatch):
+    """What is kept meanwhile is written once it answers again."""
+    io, original = world.attempt(), world.store.put
+    monkeypatch.setattr(world.store, "put", lambda *_, **__: (_ for _ in ()).throw(StorageTransient("away")))
+    for step in range(1, 101):
+        io.tick(step, 100, {"time/step": 0.001})
+        time.sleep(0.005)
+    monkeypatch.setattr(world.store, "put", original)
+    io.close()
+    assert len(read_metrics(world.store, P)) == 100
 
 
 def test_stopping_is_told_as_preempted(world):
