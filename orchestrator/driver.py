@@ -10,16 +10,23 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from modeling.errors import UserError
-from orchestrator.errors import ErrorClass, Fenced, classify
+from orchestrator.attendant import Attendant, Stop
+from orchestrator.checkpoints import token_name
+from orchestrator.control import hung
+from orchestrator.errors import ErrorClass, Fenced, Hang, classify, one_line
 from orchestrator.fingerprint import Identity
 from orchestrator.ledger import Ledger, Token
 from orchestrator.liveness import Heartbeat, owner, presumed_dead
 from orchestrator.plan import record_mapping, write_identity
 from orchestrator.policy import GiveUp, decide
+from orchestrator.progress import read_progress
 from orchestrator.spec import Experiment, Stage
 from orchestrator.stageio import ParentRef, Task
 from orchestrator.store import Store
+from stages.params import Resources
+
+SETTLE_S = 3.0  # for the resources of an attempt that ended to come free, before a smaller one is taken
+TELL_S = 10.0  # of waiting for room before it is told
 
 
 class StageFailed(Exception):
@@ -61,26 +68,29 @@ def parent_refs(store: Store, job: Job) -> tuple[ParentRef, ...]:
 def run_stage(
     store: Store,
     job: Job,
-    attempt: Callable[[Task], None],
+    attempt: Callable[[Task, Callable[[], bool]], None],
     events: Callable[[str, str], Any],
-    stopping: Callable[[], bool] = lambda: False,
+    stop: Stop | None = None,
+    room: Callable[[Resources], int] = lambda resources: resources.most,
 ) -> None:
-    """Bring a stage to completion, or raise StageFailed. attempt: runs one attempt (launch.run_attempt).
+    """Bring a stage to completion, or raise StageFailed. attempt(task, stopping): runs one (launch.run_attempt).
 
-    events(stage, message): what a user should see. stopping(): the driver is on its way out, so that what ends an
-    attempt now is no failure. Raises UserError where a living driver holds the stage.
+    events(stage, message): what a user should see. stop: the driver was asked to stop. room(resources): workers of this
+    size that fit on what is free now. Where a living driver has the stage, waits for its result or its end.
     """
-    name = job.stage.name
+    name, stop = job.stage.name, stop or Stop()
     write_identity(store, job.stage.kind.base, job.identity)
     record_mapping(store, job.experiment.name, name, job.identity, job.fingerprint)
     ledger = Ledger(store, job.prefix)
-    token = _claim(store, ledger, job)
-    if token is None:
-        return
     try:
+        token = _claim(store, ledger, job, events, stop)
+        if token is None:
+            return
         with Heartbeat(store, job.prefix, token[0]):
-            _attempts(store, job, ledger, token, attempt, events, stopping)
+            _attempts(store, job, ledger, token, attempt, events, stop, room)
     except Fenced as error:
+        if ledger.state().completed is not None:  # by whoever it gave way to, or a worker that it took for lost
+            return events(name, "completed by another driver, reused")
         raise StageFailed(name, ErrorClass.fenced, error, "another driver took this stage over") from error
 
 
@@ -89,79 +99,117 @@ def _attempts(
     job: Job,
     ledger: Ledger,
     token: Token,
-    attempt: Callable[[Task], None],
+    attempt: Callable[[Task, Callable[[], bool]], None],
     events: Callable[[str, str], Any],
-    stopping: Callable[[], bool],
+    stop: Stop,
+    room: Callable[[Resources], int],
 ) -> None:
     """Attempts until one completes the stage. Raises StageFailed, or Fenced where a higher token is in the ledger."""
     name, params = job.stage.name, job.stage.params
     while True:
-        token = ledger.start_attempt(token, params.resources.workers)
+        workers = _size(name, params.resources, room, events, stop)
+        token = ledger.start_attempt(token, workers)
         task = Task(
             storage=store.url, prefix=job.prefix, stage=name, kind=job.stage.kind_name,
             fingerprint=job.fingerprint, params=params, model=job.experiment.model, sources=job.experiment.data,
             parents=parent_refs(store, job), token=token,
-            keep=params.checkpoint.keep if job.stage.kind.trains else 1,
+            keep=params.checkpoint.keep if job.stage.kind.trains else 1, workers=workers,
         )  # fmt: skip
         error: BaseException | None = None
         try:
-            attempt(task)
+            with Attendant(store, job.prefix, token, workers, params.resources, stop, room):
+                attempt(task, stop.is_set)
         except Exception as caught:
             error = caught
         state = ledger.state()
         if state.completed is not None:
-            if error is not None:
-                events(name, f"its result is committed; its attempt then ended with {_first_line(error)}")
+            if state.token > token:
+                events(name, "taken over and completed by another driver, reused")
+            elif error is not None:
+                events(name, f"its result is committed; its attempt then ended with {one_line(error, classify(error))}")
             return
-        if stopping():
-            raise StageFailed(name, ErrorClass.preempted, error or RuntimeError("stopped"), "the driver was stopped")
         if error is None:
             error = RuntimeError(f"the attempt ended without a result; stageline logs {name} shows what it said")
+        if stacks := hung(store, job.prefix, token):
+            error = Hang(f"no step came to an end for {params.hang_timeout_s:g} s; the stacks of all ranks: {stacks}")
         error_class = classify(error)
         if error_class is ErrorClass.fenced:
             raise Fenced(str(error)) from error
-        _record_failure(store, ledger, job, token, error_class, error)
+        if not stop.is_set() or error_class is ErrorClass.preempted:
+            _record_failure(store, ledger, job, token, error_class, error)
+        if stop.is_set():
+            raise StageFailed(name, ErrorClass.preempted, error, "the driver was stopped")
         decision = decide(error_class, state.since_progress)
         if isinstance(decision, GiveUp):
             raise StageFailed(name, error_class, error, decision.reason) from error
-        events(name, f"{error_class.value}: {_first_line(error)}; again in {decision.delay_s:.0f} s")
-        time.sleep(decision.delay_s)
+        events(name, f"{error_class.value}: {one_line(error, error_class)}; again in {decision.delay_s:.0f} s")
+        stop.wait(decision.delay_s)
 
 
-def _claim(store: Store, ledger: Ledger, job: Job) -> Token | None:
-    """A token for this driver; None where the stage is completed already."""
-    state, judged = ledger.state(), 0
-    while state.completed is None and state.owner is not None and state.token[0] != judged:
-        judged = state.token[0]
-        if not presumed_dead(store, job.prefix, judged, state.owner):
-            who = f"pid {state.owner['pid']} on {state.owner['host']}"
-            raise UserError(
-                f"another driver ({who}) is running this stage",
-                where=f"stages.{job.stage.name}", remedy="wait for it, or end it and run again",
-            )  # fmt: skip
-        state = ledger.state()  # watching takes a while: another driver may have come first, and is judged in its turn
-    if state.completed is not None:
-        return None
-    try:
-        return ledger.claim(owner())
-    except Fenced as error:
-        raise UserError(
-            "another driver claimed this stage just now",
-            where=f"stages.{job.stage.name}", remedy="run again: it waits or reuses the result",
-        ) from error  # fmt: skip
+def _size(
+    name: str,
+    resources: Resources,
+    room: Callable[[Resources], int],
+    events: Callable[[str, str], Any],
+    stop: Stop,
+) -> int:
+    """How many workers the next attempt has: the most that fit, once what the last one held had time to come free."""
+    if resources.least == resources.most:
+        return resources.most
+    began, told = time.monotonic(), False
+    while not stop.is_set():
+        free, waited = room(resources), time.monotonic() - began
+        if free >= resources.most or (free >= resources.least and waited >= SETTLE_S):
+            return min(free, resources.most)
+        if waited >= TELL_S and not told:
+            told = True
+            events(name, f"waits for room for at least {resources.least} workers, there is room for {free}")
+        stop.wait(0.5)
+    raise StageFailed(name, ErrorClass.preempted, RuntimeError("stopped"), "the driver was stopped")
+
+
+def _claim(store: Store, ledger: Ledger, job: Job, events: Callable[[str, str], Any], stop: Stop) -> Token | None:
+    """A token for this driver, once no other one lives that has the stage; None where it is completed."""
+    name, told = job.stage.name, 0
+    while not stop.is_set():
+        state = ledger.state()
+        if state.completed is not None:
+            if told:
+                events(name, "completed by the other driver, reused")
+            return None
+        if state.owner is not None and not presumed_dead(store, job.prefix, state.token[0], state.owner, stop=stop):
+            if told != state.token[0]:
+                told = state.token[0]
+                events(name, f"made by another driver (pid {state.owner['pid']} on {state.owner['host']}); waiting")
+            continue
+        now = ledger.state()  # watching takes a while
+        if now.completed is not None or now.token[0] != state.token[0]:
+            continue  # another driver came first, and is judged in its turn
+        try:
+            token = ledger.claim(owner(), after=state.token[0])
+        except Fenced:
+            continue
+        if state.status == "running":  # nobody was left to say how that attempt ended
+            message = "its driver was lost"
+            step = _reached(store, job, state.token)
+            ledger.append("failed", token, error_class=ErrorClass.lost_node, message=message, step=step)
+        return token
+    raise StageFailed(name, ErrorClass.preempted, RuntimeError("stopped"), "the driver was stopped")
 
 
 def _record_failure(
     store: Store, ledger: Ledger, job: Job, token: Token, error_class: ErrorClass, error: BaseException
 ) -> None:
+    step = _reached(store, job, token)
     if error_class is ErrorClass.preempted:
-        ledger.append("preempted", token)
-    else:
-        ledger.append("failed", token, error_class=error_class.value, message=_first_line(error))
+        ledger.append("preempted", token, step=step, reason=one_line(error, error_class))
+        return
+    ledger.append("failed", token, error_class=error_class.value, message=one_line(error, error_class), step=step)
     text = "".join(traceback.format_exception(error))
-    store.put(f"{job.prefix}/logs/e{token[0]:04d}a{token[1]:04d}-error.log", text.encode())
+    store.put(f"{job.prefix}/logs/{token_name(token)}-error.log", text.encode())
 
 
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0][:500]
+def _reached(store: Store, job: Job, token: Token) -> int:
+    """The last step that the attempt is known to have trained, from its progress note; at most a second old."""
+    note = read_progress(store, job.prefix)
+    return int(note["step"]) if note is not None and tuple(note["token"]) == token else 0

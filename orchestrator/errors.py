@@ -16,7 +16,7 @@ from stages.errors import Diverged
 
 __all__ = [
     "CheckpointError", "DataError", "Diverged", "ErrorClass", "Fenced", "Hang", "LostNode", "Preempted",
-    "StorageTransient", "UserError", "classify", "user_error",
+    "StorageTransient", "UserError", "causes", "classify", "one_line", "user_error",
 ]  # fmt: skip
 
 
@@ -111,10 +111,24 @@ def classify(error: BaseException | str | Iterable[BaseException | str]) -> Erro
     return min((_classify_one(worker) for worker in workers), key=_PRECEDENCE.index, default=ErrorClass.bug)
 
 
+def causes(error: BaseException) -> Iterator[BaseException | str]:
+    """The error and all that it names as its causes, of every rank."""
+    return (link for worker in _workers(error) for link in _chain(worker))
+
+
+def one_line(error: BaseException, error_class: ErrorClass) -> str:
+    """What ended an attempt, for people: the innermost cause of a rank whose failure has that class and says anything.
+    Ray's own text begins with "Training failed due to worker errors"."""
+    for worker in _workers(error):
+        *_, innermost = _chain(worker)
+        if str(innermost).strip() and _classify_one(worker) is error_class:
+            return str(innermost).strip().splitlines()[0][:500]
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:500]
+
+
 def user_error(error: BaseException) -> UserError | None:
     """The user's mistake that ended an attempt, whichever rank met it; None where there is none."""
-    links = (link for worker in _workers(error) for link in _chain(worker))
-    return next((link for link in links if isinstance(link, UserError)), None)
+    return next((link for link in causes(error) if isinstance(link, UserError)), None)
 
 
 def _workers(error: BaseException | str, seen: frozenset[int] = frozenset()) -> Iterator[BaseException | str]:

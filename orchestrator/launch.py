@@ -6,37 +6,57 @@ What Ray returns is only an error to classify; what counts is in the ledger (doc
 """
 
 import os
+import socket
 import tempfile
+import threading
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from importlib import import_module
 from typing import Any
 
 # Read by Ray when it is imported or started: poll the worker group five times a second, not every two seconds
 # (a no-op fit() takes 8 s for 11 s), and no usage reports.
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+# Rank 0 hears of a drain itself (_notices); Ray's own watcher would end the group at the deadline, whatever it does
+os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
 # a worker that asked for no GPU sees none, so that the same stage runs alike on any machine
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")
 
 from modeling.errors import UserError
-from orchestrator.errors import user_error
-from orchestrator.progress import token_name
+from orchestrator import warmup
+from orchestrator.checkpoints import token_name
+from orchestrator.courier import Notice
+from orchestrator.errors import Fenced, Preempted, user_error
 from orchestrator.stageio import StoreIO, Task
 from stages.kinds import KINDS
 from stages.params import Resources
 
+NO_DEADLINE_S = 60.0  # a drain that names no deadline: it waits for the work to end
+
 
 def start_ray(address: str | None) -> dict[str, float]:
-    """Connect to `address`, or start a Ray of our own on loopback; returns the cluster's resources."""
+    """Connect to `address`, or start a Ray of our own on loopback; returns the cluster's resources.
+
+    Where all its nodes are on this machine, worker processes come from a fork server of this driver (warmup.py).
+    """
+    if not address:  # else its servers listen on all interfaces; read when Ray is imported
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     import ray
 
     if not ray.is_initialized():
         common: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
         if address:
             ray.init(address=address, **common)
+            if {node["NodeManagerHostname"] for node in ray.nodes()} == {socket.gethostname()}:
+                ray.shutdown()  # a job's runtime environment is given when it connects
+                ray.init(address=address, runtime_env=warmup.start(), **common)
         else:
-            ray.init(address="local", include_dashboard=False, _node_ip_address="127.0.0.1", **common)
+            environment = warmup.start()  # imports while Ray starts
+            local: dict[str, Any] = {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+            ray.init(address="local", runtime_env=environment, **local, **common)
+        threading.Thread(target=import_module, args=("ray.train.torch",), daemon=True).start()  # 3 s that _fit needs
     return dict(ray.cluster_resources())
 
 
@@ -44,12 +64,37 @@ def stop_ray() -> None:
     import ray
 
     ray.shutdown()
+    warmup.stop()
 
 
-def run_attempt(task: Task) -> None:
-    """Run one attempt to its end. Raises what ended it: the worker's own exception where there is one."""
+def room(resources: Resources) -> int:
+    """Workers of this size that fit on what is free now, on nodes that are alive and stay."""
+    from cluster.gcs import Unanswered
+    from cluster.nodes import free_by_node
+
+    try:
+        free = free_by_node().values()
+    except Unanswered:
+        return 0
+    asked = [(what, each) for what, each in (("CPU", resources.cpus), ("GPU", resources.gpus)) if each > 0]
+    return sum(min(int(node.get(what, 0.0) / each + 1e-9) for what, each in asked) for node in free)
+
+
+def run_attempt(task: Task, stopping: Callable[[], bool] = lambda: False) -> None:
+    """Run one attempt to its end. Raises what ended it: the worker's own exception where there is one.
+
+    stopping(): the driver was asked to stop; what runs in the driver ends at its next item, and training when rank 0
+    has learned of it (attendant.py).
+    """
     kind = KINDS[task.kind]
-    io = StoreIO(task, mapper=ray_map)
+
+    def mapper(function: Callable[[Any], Any], items: Iterable[Any], resources: Resources) -> Iterator[Any]:
+        for result in ray_map(function, items, resources):
+            if stopping():
+                raise Preempted("the driver was asked to stop")
+            yield result
+
+    io = StoreIO(task, mapper=mapper)
     try:
         if not kind.trains:
             kind.run(io)
@@ -71,14 +116,14 @@ def _fit(task: Task) -> None:
             train_loop_config={"task": task},
             torch_config=TorchConfig(backend="nccl" if resources.gpus else "gloo"),
             scaling_config=ScalingConfig(
-                num_workers=resources.workers,
+                num_workers=task.workers,
                 use_gpu=resources.gpus > 0,
                 resources_per_worker={"CPU": resources.cpus, **({"GPU": resources.gpus} if resources.gpus else {})},
             ),
             run_config=RunConfig(
                 name=f"{task.stage}-{task.fingerprint[:16]}-{token_name(task.token)}",
                 storage_path=folder,
-                failure_config=FailureConfig(max_failures=0),
+                failure_config=FailureConfig(max_failures=0, max_preemption_failures=0),
             ),
         )
         try:
@@ -99,15 +144,42 @@ def _work(config: dict[str, Any]) -> None:
     rank, world = context.get_world_rank(), context.get_world_size()
     # Ray sets CUDA_VISIBLE_DEVICES and the rendezvous; DeepSpeed reads the local rank from the environment
     os.environ["LOCAL_RANK"] = str(context.get_local_rank())
-    io = StoreIO(task, rank, world)
+    io = StoreIO(task, rank, world, notices=_notices())
     try:
         KINDS[task.kind].run(io)
     except BaseException as error:
         if rank == 0:
-            io.log(f"stopped: {error}" if isinstance(error, UserError) else traceback.format_exc())
+            io.log(f"stopped: {error}" if isinstance(error, UserError | Preempted | Fenced) else traceback.format_exc())
         raise
     finally:
         io.close()
+
+
+def _notices() -> Callable[[], Notice | None]:
+    """All ranks, inside the process group: a function that asks whether a node of this group is being drained.
+
+    It asks GCS, in the thread of rank 0 that calls it: ray.train.get_preemption_info() is a barrier of all ranks.
+    """
+    import ray
+    import torch.distributed as dist
+
+    nodes: list = [None] * dist.get_world_size()
+    dist.all_gather_object(nodes, ray.get_runtime_context().get_node_id())
+
+    def ask() -> Notice | None:
+        from cluster.gcs import Unanswered
+        from cluster.nodes import draining
+
+        try:
+            going = {node: left for node, left in draining().items() if node in nodes}
+        except Unanswered:
+            return None
+        if not going:
+            return None
+        node, left = min(going.items(), key=lambda item: item[1])
+        return min(left, NO_DEADLINE_S), f"node {node[:8]} is being drained"
+
+    return ask
 
 
 def ray_map(function: Callable[[Any], Any], items: Iterable[Any], resources: Resources) -> Iterator[Any]:
@@ -118,7 +190,7 @@ def ray_map(function: Callable[[Any], Any], items: Iterable[Any], resources: Res
     pending: deque = deque()
     for item in items:
         pending.append(remote.remote(function, item))
-        if len(pending) >= 2 * resources.workers:
+        if len(pending) >= 2 * resources.most:
             yield _get(pending.popleft())
     while pending:
         yield _get(pending.popleft())

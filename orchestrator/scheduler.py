@@ -15,15 +15,16 @@ from orchestrator.spec import Experiment, Stage
 POLL_S = 0.25
 
 
-def demand(stage: Stage) -> dict[str, float]:
-    """What a stage occupies while it runs: {CPU, GPU}."""
+def demand(stage: Stage, most: bool = False) -> dict[str, float]:
+    """What a stage needs at least, or occupies at most, while it runs: {CPU, GPU}."""
     resources = stage.params.resources
-    return {"CPU": resources.workers * resources.cpus, "GPU": resources.workers * resources.gpus}
+    workers = resources.most if most else resources.least
+    return {"CPU": workers * resources.cpus, "GPU": workers * resources.gpus}
 
 
 def fits(stage: Stage, running: Iterable[Stage], available: dict[str, float]) -> bool:
     """Whether the stage's demand fits beside those that run. Summed anew: taking off and adding back would drift."""
-    beside = [demand(stage), *map(demand, running)]
+    beside = [demand(stage), *(demand(other, most=True) for other in running)]
     return all(sum(one[what] for one in beside) <= available.get(what, 0.0) + 1e-9 for what in beside[0])
 
 
@@ -35,7 +36,7 @@ def check_demand(experiment: Experiment, stages: list[str], available: dict[str,
                 resources = experiment.stages[name].params.resources
                 each = resources.cpus if what == "CPU" else resources.gpus
                 raise UserError(
-                    f"asks for {resources.workers} workers × {each:g} {what}, and there are {available.get(what, 0):g}",
+                    f"asks for {resources.least} workers × {each:g} {what}, and there are {available.get(what, 0):g}",
                     where=f"stages.{name}.resources",
                     remedy=f"lower it, e.g. stages.{name}.resources.workers=1, or connect to a larger cluster",
                 )
@@ -47,8 +48,10 @@ def run_all(
     available: dict[str, float],
     start: Callable[[str], None],
     watch: Callable[[set[str]], Any],
+    stopping: Callable[[], bool] = lambda: False,
 ) -> dict[str, BaseException]:
-    """Run every stage that is not done. start(name) runs one to its end; watch(running) is called between.
+    """Run every stage that is not done. start(name) runs one to its end; watch(running) is called between; once
+    stopping() says so no other stage starts.
 
     Returns the errors by stage; empty where all are done. Raises UserError before anything starts.
     """
@@ -60,7 +63,7 @@ def run_all(
     pool = ThreadPoolExecutor(max_workers=max(1, len(needs)), thread_name_prefix="stage")
     try:
         while True:
-            for name in ready(needs, done, set(running.values()), failed):
+            for name in [] if stopping() else ready(needs, done, set(running.values()), failed):
                 beside = [experiment.stages[other] for other in running.values()]
                 if fits(experiment.stages[name], beside, available):
                     running[pool.submit(start, name)] = name

@@ -1,19 +1,31 @@
-"""The verbs that only look: plan, status, logs, ask. Each reads the experiment and the storage and changes nothing."""
+"""The verbs that only look: plan, status, logs, ask; and preempt, which only asks."""
 
 import argparse
+import time
 from pathlib import Path
 
 from rich.table import Table
 
 from modeling.errors import UserError
+from orchestrator.accounts import account
 from orchestrator.cli.run import UNKNOWN
-from orchestrator.cli.watch import console_for_output
+from orchestrator.cli.watch import console_for_output, duration
+from orchestrator.control import ask_to_stop
 from orchestrator.ledger import Ledger, StageState
+from orchestrator.ledger import state as fold
 from orchestrator.liveness import alive
 from orchestrator.plan import plan_experiment, read_mappings, stage_prefix
+from orchestrator.probe import reach
 from orchestrator.progress import read_logs, read_progress
 from orchestrator.spec import Experiment, load_spec
 from orchestrator.store import Store, open_store
+
+
+def reachable(experiment: Experiment) -> Store:
+    """The experiment's storage. Raises UserError within seconds where it does not answer."""
+    store = open_store(experiment.storage)
+    reach(store)
+    return store
 
 
 def plan(options: argparse.Namespace) -> int:
@@ -21,7 +33,7 @@ def plan(options: argparse.Namespace) -> int:
     console = console_for_output()
     store, note = None, ""
     try:
-        store = open_store(experiment.storage)
+        store = reachable(experiment)
     except UserError as error:
         note = f"storage not read: {error}"
     _, plans = plan_experiment(experiment, store)
@@ -43,27 +55,46 @@ def plan(options: argparse.Namespace) -> int:
 
 def status(options: argparse.Namespace) -> int:
     experiment = load_spec(options.experiment, options.overrides)
-    store = open_store(experiment.storage)
+    store = reachable(experiment)
     known = read_mappings(store, experiment.name)
     table = Table(box=None, pad_edge=False)
-    for title in ("stage", "kind", "status", "step", "loss", "checkpoint", "attempts", "last failure"):
+    titles = ("stage", "kind", "status", "step", "loss", "checkpoint", "attempts", "goodput", "steps lost", "resume")
+    for title in (*titles, "last failure"):
         table.add_column(title, overflow="fold")
+    accounts = []
     for name, stage in experiment.stages.items():
         if name not in known:
-            table.add_row(name, stage.kind_name, "not run yet", "", "", "", "", "")
+            table.add_row(name, stage.kind_name, "not run yet")
             continue
         prefix = stage_prefix(stage.kind.base, known[name]["fingerprint"])
-        state, note = Ledger(store, prefix).state(), read_progress(store, prefix) or {}
+        entries = Ledger(store, prefix).entries()
+        state, note, sums = fold(entries), read_progress(store, prefix) or {}, account(entries)
         loss = note.get("row", {}).get("loss")
         failure = state.failures[-1] if state.failures else None
+        word = _status_word(state)
+        goodput = sums.goodput(time.time() if word in ("claimed", "running") else None)
+        if stage.kind.trains:
+            accounts.append(sums)
+        causes = ", ".join(f"{count} {cause}" for cause, count in sums.causes.items())
         table.add_row(
-            name, stage.kind_name, _status_word(state),
+            name, stage.kind_name, word,
             f"{note['step']:,}/{note['total']:,}" if note else "",
             f"{loss:.4f}" if loss is not None else "",
             f"{state.checkpoints[0].step:,}" if state.checkpoints else "",
-            str(state.attempts), f"{failure.error_class}: {failure.message}"[:80] if failure else "",
+            f"{state.attempts} ({causes})" if causes else str(state.attempts),
+            f"{goodput:.3f}" if goodput is not None else "",
+            str(sums.steps_lost) if stage.kind.trains else "",
+            f"{sums.resume_s:.1f} s" if sums.resume_s is not None else "",
+            f"{failure.error_class}: {failure.message}"[:80] if failure else "",
         )  # fmt: skip
-    console_for_output().print(table)
+    console = console_for_output()
+    console.print(table)
+    wall, useful = sum(sums.wall_s() for sums in accounts), sum(sums.useful_s for sums in accounts)
+    if wall:
+        console.print(
+            f"training: goodput {useful / wall:.3f} ({duration(useful)} of steps that count in {duration(wall)} since "
+            f"each stage was first claimed), {sum(sums.steps_lost for sums in accounts)} steps lost"
+        )
     return 0
 
 
@@ -86,9 +117,28 @@ def _recorded(experiment: Experiment, store: Store, name: str) -> str:
     return stage_prefix(experiment.stages[name].kind.base, known[name]["fingerprint"])
 
 
+def preempt(options: argparse.Namespace) -> int:
+    """A notice as a cloud gives it, to every training stage that runs: through storage, to try out what follows."""
+    experiment = load_spec(options.experiment, options.overrides)
+    store = reachable(experiment)
+    known, told = read_mappings(store, experiment.name), []
+    for name, stage in experiment.stages.items():
+        if name not in known or not stage.kind.trains or options.stage not in (None, name):
+            continue
+        prefix = stage_prefix(stage.kind.base, known[name]["fingerprint"])
+        state = Ledger(store, prefix).state()
+        if _status_word(state) == "running":
+            ask_to_stop(store, prefix, state.token, options.deadline, "preempted by stageline preempt")
+            told.append(name)
+    if not told:
+        raise UserError("no training stage is running", where=str(experiment.path), remedy="stageline run it first")
+    print(f"told {', '.join(told)}: {options.deadline:g} s until the end")
+    return 0
+
+
 def logs(options: argparse.Namespace) -> int:
     experiment = load_spec(options.experiment, options.overrides)
-    store = open_store(experiment.storage)
+    store = reachable(experiment)
     for name, text in read_logs(store, _recorded(experiment, store, options.stage)).items():
         print(f"--- {name}\n{text}", end="")
     return 0
@@ -96,7 +146,7 @@ def logs(options: argparse.Namespace) -> int:
 
 def ask(options: argparse.Namespace) -> int:
     experiment = load_spec(options.experiment)
-    store = open_store(experiment.storage)
+    store = reachable(experiment)
     prefix = _recorded(experiment, store, options.stage)
     stage = experiment.stages[options.stage]
     completed = Ledger(store, prefix).state().completed
@@ -108,7 +158,7 @@ def ask(options: argparse.Namespace) -> int:
     from modeling.generate import Question, answer, device
     from modeling.images import ImageError, decode_rgb
     from modeling.internvl import load_model
-    from orchestrator.stageio import fetch_folder
+    from orchestrator.checkpoints import fetch_folder
 
     images = []
     for path in options.image:

@@ -7,6 +7,7 @@ import traceback
 
 from modeling.errors import UserError
 from orchestrator.cli import commands
+from orchestrator.cli.gc import gc
 from orchestrator.cli.run import run
 
 
@@ -29,11 +30,20 @@ def parser() -> argparse.ArgumentParser:
     sub = verb("run", run, "run every stage that is not done; anything may be killed, run again to go on")
     sub.add_argument("overrides", nargs="*", help=overrides)
     sub.add_argument("--address", help="a Ray cluster to use (default: RAY_ADDRESS, else a Ray of its own on loopback)")
+    text = "seconds that running stages may train on after SIGTERM or Ctrl-C, before they save and stop (default 0)"
+    sub.add_argument("--grace", type=float, default=0.0, metavar="SECONDS", help=text)
     sub = verb("status", commands.status, "the state of every stage, from storage alone")
     sub.add_argument("overrides", nargs="*", help=overrides)
     sub = verb("logs", commands.logs, "what the attempts of a stage said")
     sub.add_argument("stage")
     sub.add_argument("overrides", nargs="*", help=overrides)
+    text = "a notice of preemption to what runs: it saves, trains on, saves last, stops, and is started again"
+    sub = verb("preempt", commands.preempt, text)
+    sub.add_argument("--deadline", type=float, default=30.0, metavar="SECONDS", help="until the end (default 30)")
+    sub.add_argument("--stage", help="this one only")
+    sub.add_argument("overrides", nargs="*", help=overrides)
+    sub = verb("gc", gc, "remove checkpoints of completed stages and what lost attempts left in storage")
+    sub.add_argument("--dry-run", action="store_true", help="only tell")
     sub = verb("ask", commands.ask, "one question to a trained stage, with or without pictures")
     sub.add_argument("stage")
     sub.add_argument("question")

@@ -16,20 +16,24 @@ from rich.console import Console
 from rich.table import Table
 
 from modeling.errors import UserError
+from orchestrator.address import redact
 from orchestrator.cli.watch import Watch, console_for_output, duration
 from orchestrator.fingerprint import Identity
 from orchestrator.ledger import Ledger
 from orchestrator.plan import StagePlan, plan_experiment
+from orchestrator.probe import probe, reach
 from orchestrator.spec import Experiment, load_spec
 from orchestrator.store import Store, open_store
 
 UNKNOWN = ("unknown", "blocked")
+LEAVE_S = 30.0  # after which a stage that has not stopped is left behind
 
 
 def run(options: argparse.Namespace) -> int:
     began = time.monotonic()
     experiment = load_spec(options.experiment, options.overrides)
     store = open_store(experiment.storage)
+    reach(store)
     identities, plans = plan_experiment(experiment, store)
     for item in plans:
         if item.action in UNKNOWN:
@@ -45,9 +49,8 @@ def run(options: argparse.Namespace) -> int:
         console.print(f"{item.name}: {item.action}" + (f" ({item.reason})" if item.reason else ""))
     failed: dict[str, BaseException] = {}
     if len(done) < len(plans):
-        failed = _run_rest(
-            options.address or os.environ.get("RAY_ADDRESS"), experiment, store, identities, by_name, done, console
-        )
+        probe(store)
+        failed = _run_rest(options, experiment, store, identities, by_name, done, console)
     if failed:
         return _tell_failures(experiment, failed, by_name)
     console.print(f"all {len(plans)} stages done, {len(done)} of them reused, in {duration(time.monotonic() - began)}")
@@ -56,7 +59,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _run_rest(
-    address: str | None,
+    options: argparse.Namespace,
     experiment: Experiment,
     store: Store,
     identities: dict[str, Identity | None],
@@ -64,20 +67,36 @@ def _run_rest(
     done: set[str],
     console: Console,
 ) -> dict[str, BaseException]:
-    """Start Ray and run what is not done; the errors by stage. Leaves the process with 130 when interrupted."""
+    """Start Ray and run what is not done; the errors by stage.
+
+    SIGTERM or Ctrl-C: the running stages save and stop, then the process leaves with 130; at once on a second one.
+    """
+    from orchestrator.attendant import Stop
     from orchestrator.driver import Job, run_stage
-    from orchestrator.launch import run_attempt, start_ray, stop_ray
+    from orchestrator.errors import StorageTransient
+    from orchestrator.launch import room, run_attempt, start_ray, stop_ray
     from orchestrator.scheduler import run_all
 
-    stopping = threading.Event()
+    stop = Stop()
+    stop.in_s = options.grace
 
-    def on_sigterm(_number, _frame):
-        raise KeyboardInterrupt
+    def on_signal(number, _frame):
+        if stop.is_set() or not running.is_set():
+            raise KeyboardInterrupt
+        stop.reason = f"the driver got {signal.Signals(number).name}"
+        stop.set()
+        os.write(2, b"\nstageline: the running stages save and stop; again to leave at once\n")
+        threading.Timer(options.grace + LEAVE_S, lambda: os.kill(os.getpid(), signal.SIGTERM)).start()
 
-    signal.signal(signal.SIGTERM, on_sigterm)
+    def take_signals() -> None:
+        signal.signal(signal.SIGTERM, on_signal)
+        signal.signal(signal.SIGINT, on_signal)
+
+    running = threading.Event()
+    take_signals()
     try:
-        available = start_ray(address)
-        signal.signal(signal.SIGTERM, on_sigterm)  # Ray has set one that shuts down under the stages' feet
+        available = start_ray(options.address or os.environ.get("RAY_ADDRESS"))
+        take_signals()  # Ray has set some that shut down under the stages' feet
         watch = Watch(store, {name: item.prefix for name, item in by_name.items()}, console)
 
         def start(name: str) -> None:
@@ -85,17 +104,39 @@ def _run_rest(
             assert identity is not None and item.fingerprint is not None, "unknown stages are refused above"
             parents = {need: by_name[need].prefix for need in stage.params.needs}
             job = Job(experiment, stage, identity, item.fingerprint, item.prefix, parents)
-            run_stage(store, job, run_attempt, watch.event, stopping.is_set)
+            run_stage(store, job, run_attempt, watch.event, stop, room)
+
+        def look(names: set[str]) -> None:
+            try:
+                watch(names)
+            except StorageTransient as error:
+                watch.event("storage", f"does not answer; what runs goes on: {error}")
 
         with watch:
-            return run_all(experiment, done, available, start, watch)
+            running.set()
+            failed = run_all(experiment, done, available, start, look, stop.is_set)
+        if not stop.is_set():
+            return failed
+        others = {name: error for name, error in failed.items() if not _stopped(error)}
+        if others:
+            _tell_failures(experiment, others, by_name)
+        raise KeyboardInterrupt
     except (KeyboardInterrupt, SystemExit):  # the second from Ray's own SIGTERM handler, while it starts
-        stopping.set()
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        stop.set()
         print("\nstageline: interrupted; run again to go on from the last checkpoints", file=sys.stderr, flush=True)
         stop_ray()
         os._exit(130)  # the threads of the stages wait for workers that are gone
     finally:
         stop_ray()
+
+
+def _stopped(error: BaseException) -> bool:
+    from orchestrator.driver import StageFailed
+    from orchestrator.errors import ErrorClass
+
+    return isinstance(error, StageFailed) and error.error_class is ErrorClass.preempted
 
 
 def _tell_failures(experiment: Experiment, failed: dict[str, BaseException], by_name: dict[str, StagePlan]) -> int:
@@ -146,7 +187,7 @@ def _results(options, experiment: Experiment, store: Store, by_name: dict[str, S
         console.print(table)
     for name, folder in exported:
         local = store.local_path(folder)
-        console.print(f"{name}: {os.path.relpath(local) if local else f'{store.url}/{folder}'}")
+        console.print(f"{name}: {os.path.relpath(local) if local else f'{redact(store.url)}/{folder}'}")
     trained = [name for name in scores if name in by_name]
     example = _example_question(experiment) if trained else None
     if example:

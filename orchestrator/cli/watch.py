@@ -100,7 +100,8 @@ class Watch:
             if name in ended:
                 took = duration(now - self._started.pop(name))
                 self._plain.pop(name, None)
-                self.event(name, f"{state.status} after {took}")
+                word = "interrupted" if state.status in ("claimed", "running") else state.status
+                self.event(name, f"{word} after {took}")
                 rows.pop(name)
             elif self._live is None and note is not None and now - self._plain.get(name, -PLAIN_S) >= PLAIN_S:
                 self._plain[name] = now

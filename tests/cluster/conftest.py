@@ -1,14 +1,10 @@
 """The data, and one undisturbed run that the other tests compare with or go on from."""
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from harness import SEED, Experiment
-
-ROOT = Path(__file__).parents[2]
+from ceph import ceph  # noqa: F401 (a fixture)
+from harness import LONGER, SEED, Experiment, make_data
 
 
 def pytest_report_header() -> str:
@@ -18,19 +14,7 @@ def pytest_report_header() -> str:
 @pytest.fixture(scope="session")
 def data(tmp_path_factory) -> Path:
     """Handwritten digits in all shapes (one tile, many tiles, two pictures, text), with fractional repeat factors."""
-    folder = tmp_path_factory.mktemp("digits")
-    script = [sys.executable, str(ROOT / "experiments" / "digits.py"), "--output", str(folder), "--share", "0.02"]
-    subprocess.run([*script, "--seed", "0"], check=True)
-    instructions = json.loads((folder / "instructions.json").read_text())
-    text = json.loads((folder / "text.json").read_text())
-    mix = {
-        "digit": instructions["instructions_digit"] | {"repeat_time": 1.5},
-        "row": instructions["instructions_row"] | {"repeat_time": 0.5},
-        "larger": instructions["instructions_larger"] | {"repeat_time": 0.25},
-        "words": text["text_words"] | {"repeat_time": 2},
-    }
-    (folder / "mix.json").write_text(json.dumps(mix))
-    return folder
+    return make_data(tmp_path_factory.mktemp("digits"))
 
 
 @pytest.fixture(scope="session")
@@ -48,12 +32,21 @@ def before_finetune(undisturbed, tmp_path) -> Experiment:
     return undisturbed.before_finetune(tmp_path / "copy")
 
 
+@pytest.fixture(scope="session")
+def longer(undisturbed, tmp_path_factory) -> Experiment:
+    """full_finetune with LONGER in one undisturbed run, for tests that stop it in the middle by what they see of it:
+    the usual one may end on a fast machine before the kill arrives. Not to be changed."""
+    experiment = undisturbed.before_finetune(tmp_path_factory.mktemp("longer") / "copy")
+    experiment.run(*LONGER)
+    return experiment
+
+
 @pytest.fixture
 def start(request):
-    """start(experiment, *overrides): a driver that does not outlive the test."""
+    """start(experiment, *overrides, environment=None): a driver that does not outlive the test."""
 
-    def begin(experiment: Experiment, *overrides: str):
-        driver = experiment.start(*overrides)
+    def begin(experiment: Experiment, *overrides: str, **more):
+        driver = experiment.start(*overrides, **more)
         request.addfinalizer(driver.end)
         return driver
 

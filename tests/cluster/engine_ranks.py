@@ -7,6 +7,7 @@ checkpoint under every ZeRO stage; a group of one rank goes on from those of two
 """
 
 import json
+import math
 import os
 import sys
 from pathlib import Path
@@ -16,7 +17,7 @@ import torch.distributed as dist
 
 from modeling.attention import Segments
 from modeling.batches import Batch, Counts
-from modeling.checkpoint import FragmentReader, write_fragments
+from modeling.checkpoint import FragmentReader, Snapshot
 from modeling.engine import Engine
 from modeling.freeze import set_trainable
 from modeling.internvl import TrainingLoss, build_model
@@ -58,8 +59,9 @@ class Training:
             accumulation=ROWS // self.world, weight_decay=0.01, betas=(0.9, 0.999), eps=1e-8, max_grad_norm=1.0,
         )  # fmt: skip
 
-    def train(self, first: int, last: int) -> list[float]:
-        """The loss over the whole global batch of steps [first, last)."""
+    def train(self, first: int, last: int, spoil: str = "") -> list[float]:
+        """The loss over the whole global batch of steps [first, last). spoil: each is to be left out, because of its
+        "loss" (the caller's word) or its "gradient" (which the last rank alone sees to be NaN)."""
         losses = []
         for step in range(first, last):
             rows = [row(self.model, step, number) for number in range(ROWS)]
@@ -68,15 +70,32 @@ class Training:
             for one in rows[self.rank :: self.world]:
                 loss = self.engine.engine(one) / weight
                 total += float(loss.detach())
-                self.engine.backward(loss)
-                self.engine.step(1e-3 * (1 + step / STEPS))
+                self.engine.backward(loss * torch.nan if spoil == "gradient" and self.rank == self.world - 1 else loss)
+                norm = self.engine.step(1e-3 * (1 + step / STEPS), skip=spoil == "loss")
+            assert norm is not None and math.isfinite(norm) != bool(spoil), (norm, spoil)
             dist.all_reduce(total)
             losses.append(total.item())
         return losses
 
+    def state(self) -> bytes:
+        """All that a step may change, but for AdamW's step count: losses after it tell of that."""
+        fragments = list(self.engine.owned())
+        weights = b"".join(p.detach().numpy().tobytes() for p in self.model.parameters())
+        return weights + bytes(Snapshot(fragments).take(fragments))
+
+    def spoiled(self, first: int) -> list[bool]:
+        """For a step that is left out for each reason: whether it changed nothing."""
+        out = []
+        for reason in ("loss", "gradient"):
+            before = self.state()
+            self.train(first, first + 1, reason)
+            out.append(self.state() == before)
+        return out
+
     def save(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        write_fragments(folder / f"{self.rank}.safetensors", self.engine.to_write())
+        fragments = self.engine.to_write()
+        (folder / f"{self.rank}.safetensors").write_bytes(Snapshot(fragments).take(fragments))
         dist.barrier()
 
     def load(self, folder: Path, step: int) -> None:
@@ -88,12 +107,13 @@ def main(folder: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     world = dist.get_world_size()
-    out: dict[str, dict[str, list[float]]] = {"whole": {}, "resumed": {}}
+    out: dict[str, dict[str, list]] = {"whole": {}, "resumed": {}, "unchanged": {}}
     if world == 2:
         for zero in ZERO:
             training = Training(zero)
             losses = training.train(0, MIDDLE)
             training.save(folder / f"zero{zero}")
+            out["unchanged"][str(zero)] = training.spoiled(MIDDLE)
             out["whole"][str(zero)] = losses + training.train(MIDDLE, STEPS)
     for saved in ZERO:
         for zero in ZERO:

@@ -23,12 +23,16 @@ import psutil
 from modeling.batches import sample_checksum
 from modeling.epochs import StepPlan
 from modeling.shards import ShardReader
-from orchestrator.ledger import Ledger, StageState
+from orchestrator.accounts import Account, account
+from orchestrator.ledger import Entry, Ledger, StageState
 from orchestrator.store import open_store
 
+ROOT = Path(__file__).parents[2]
 COMMAND = [str(Path(sys.executable).with_name("stageline"))]
 SEED = int(os.environ.get("STAGELINE_TEST_SEED", "2026"))  # of the moments at which processes are killed
 STEPS, EVERY = 100, 10  # of full_finetune: its steps, and those between two checkpoints
+LONGER_STEPS = 400
+LONGER = (f"stages.full_finetune.steps={LONGER_STEPS}",)  # overrides
 PATIENCE_S = 300.0  # for one command, on a busy machine
 
 # runs the command in a process that ends with 77 if it has loaded one of the heavy libraries
@@ -48,7 +52,7 @@ data:
   mix: {{meta: {data}/mix.json, system: ""}}
   heldout: {{meta: {data}/heldout.json, system: ""}}
 defaults:
-  global_batch: 4
+  global_batch: 8
   packing: {{max_tokens: 256, max_tiles: 48}}
   precision: fp32
   deepspeed: 1
@@ -67,6 +71,22 @@ stages:
   evaluate: {{needs: [heldout_data, full_finetune], resources: {{workers: 1}}}}
   export: {{needs: [full_finetune]}}
 """
+
+
+def make_data(folder: Path) -> Path:
+    """Handwritten digits in all shapes (one tile, many tiles, two pictures, text), with fractional repeat factors."""
+    script = [sys.executable, str(ROOT / "experiments" / "digits.py"), "--output", str(folder), "--share", "0.02"]
+    subprocess.run([*script, "--seed", "0"], check=True)
+    instructions = json.loads((folder / "instructions.json").read_text())
+    text = json.loads((folder / "text.json").read_text())
+    mix = {
+        "digit": instructions["instructions_digit"] | {"repeat_time": 1.5},
+        "row": instructions["instructions_row"] | {"repeat_time": 0.5},
+        "larger": instructions["instructions_larger"] | {"repeat_time": 0.25},
+        "words": text["text_words"] | {"repeat_time": 2},
+    }
+    (folder / "mix.json").write_text(json.dumps(mix))
+    return folder
 
 
 class Experiment:
@@ -121,8 +141,8 @@ class Experiment:
         assert done.returncode != 77, "a heavy library was imported"
         return done
 
-    def start(self, *overrides: str) -> "Driver":
-        return Driver(self, overrides)
+    def start(self, *overrides: str, environment: dict[str, str] | None = None) -> "Driver":
+        return Driver(self, overrides, environment or {})
 
     # -- storage -------------------------------------------------------------------------------------
 
@@ -132,9 +152,21 @@ class Experiment:
         (folder,) = self.storage.glob(f"stages/*/{note['fingerprint'][:16]}")
         return folder
 
+    def ledger(self, stage: str) -> Ledger:
+        return Ledger(open_store(str(self.storage)), self.prefix(stage).relative_to(self.storage).as_posix())
+
+    def entries(self, stage: str) -> list[Entry]:
+        return self.ledger(stage).entries()
+
     def state(self, stage: str) -> StageState:
-        key = self.prefix(stage).relative_to(self.storage).as_posix()
-        return Ledger(open_store(str(self.storage)), key).state()
+        return self.ledger(stage).state()
+
+    def account(self, stage: str) -> Account:
+        return account(self.entries(stage))
+
+    def logs(self, stage: str) -> dict[str, str]:
+        """Log texts by name."""
+        return {path.name: path.read_text() for path in sorted((self.prefix(stage) / "logs").iterdir())}
 
     def result(self, stage: str) -> Path:
         completed = self.state(stage).completed
@@ -161,13 +193,13 @@ class Experiment:
 class Driver:
     """A running `stageline run`, its output in a file."""
 
-    def __init__(self, experiment: Experiment, overrides: tuple[str, ...]):
+    def __init__(self, experiment: Experiment, overrides: tuple[str, ...], environment: dict[str, str]):
         self.experiment = experiment
         self.output_path = experiment.folder / f"output-{time.monotonic_ns()}.txt"
         with self.output_path.open("wb") as file:
             self.process = subprocess.Popen(
                 [*COMMAND, "run", str(experiment.path), *overrides],
-                stdout=file, stderr=subprocess.STDOUT, start_new_session=True,
+                stdout=file, stderr=subprocess.STDOUT, start_new_session=True, env=os.environ | environment,
                 # a shell lets its background jobs ignore Ctrl-C, and these tests may be one
                 preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             )  # fmt: skip
@@ -202,6 +234,25 @@ class Driver:
                     return
             time.sleep(0.02)
         raise AssertionError(f"no checkpoint of step {step} of {stage}:\n{self.output}")
+
+    def wait_for_step(self, step: int, stage: str = "full_finetune") -> None:
+        """Waits until the running attempt has trained `step`, as its progress note says."""
+        until = time.monotonic() + PATIENCE_S
+        while time.monotonic() < until:
+            assert self.process.poll() is None, f"the driver ended early:\n{self.output}"
+            self.descendants()
+            with contextlib.suppress(FileNotFoundError):  # not claimed yet, or no step so far
+                if json.loads((self.experiment.prefix(stage) / "progress.json").read_text())["step"] >= step:
+                    return
+            time.sleep(0.02)
+        raise AssertionError(f"no step {step} of {stage}:\n{self.output}")
+
+    def wait_for_end_of_attempt(self, number: int, stage: str = "full_finetune") -> None:
+        """Waits until so many attempts have ended, as the ledger says."""
+        until = time.monotonic() + PATIENCE_S
+        while sum(a.ended is not None for a in self.experiment.account(stage).attempts) < number:
+            assert self.process.poll() is None and time.monotonic() < until, self.output
+            time.sleep(0.02)
 
     def kill(self) -> None:
         """kill -9 of the driver; then everything it had started has to end by itself."""
@@ -265,11 +316,12 @@ def assert_lineage(experiment: Experiment) -> None:
     """The surviving rows are those of one undisturbed run of the plan: every step once, with its own samples."""
     rows, plan, reader = experiment.rows(), experiment.plan(), experiment.reader()
     ids, names = reader.index["id"], reader.index["dataset"]
-    assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
+    assert [row["step"] for row in rows] == list(range(1, plan.steps + 1))
     for row in rows:
         step = row["step"] - 1
         samples = [int(plan.sample[o]) for pack in plan.step(step) for o in pack]
-        assert row["data/packs"] == [step * 4, step * 4 + 4]
+        first = step * plan.global_batch
+        assert row["data/packs"] == [first, first + len(plan.step(step))]
         assert row["data/samples"] == len(samples)
         assert row["data/checksum"] == sum(sample_checksum(ids[i]) for i in samples)
         consumed = Counter(names[i] for i in samples)

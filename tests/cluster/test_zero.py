@@ -59,6 +59,12 @@ def test_the_engine_trains_the_same_under_every_zero_stage(losses):
         np.testing.assert_allclose(whole[zero], whole["1"], rtol=1e-5)
 
 
+@pytest.mark.parametrize("zero", ["0", "1", "2"])
+def test_a_step_that_is_not_finite_changes_nothing_on_any_rank(zero, losses):
+    """In the middle of `whole`, which all other tests compare with: so it also leaves AdamW's step count alone."""
+    assert losses[0]["unchanged"][zero] == [True, True]
+
+
 @pytest.mark.parametrize(("saved", "zero"), list(product((0, 1, 2), repeat=2)))
 def test_a_checkpoint_of_one_zero_stage_resumes_under_another(saved, zero, losses):
     two, one = losses

@@ -1,11 +1,14 @@
 """A stage from claim to result: what follows each kind of failure, and who may run it."""
 
-from types import SimpleNamespace
+import json
+import time
 
 import pytest
 
 from modeling.errors import DataError, UserError
-from orchestrator import driver, liveness
+from orchestrator import attendant, driver, liveness
+from orchestrator.attendant import Stop
+from orchestrator.control import asked_to_stop, stacks_key
 from orchestrator.driver import Job, StageFailed, run_stage
 from orchestrator.errors import ErrorClass, Fenced, LostNode, Preempted, StorageTransient
 from orchestrator.fingerprint import fingerprint, stage_identities
@@ -29,7 +32,7 @@ stages:
 def delays(monkeypatch):
     """What the driver would have slept."""
     slept = []
-    monkeypatch.setattr(driver, "time", SimpleNamespace(sleep=slept.append))
+    monkeypatch.setattr(Stop, "wait", lambda self, seconds: slept.append(seconds))
     return slept
 
 
@@ -51,17 +54,17 @@ class World:
         return Ledger(self.store, self.plans[name].prefix)
 
     def complete(self, task, **summary):
-        fields = {"manifest": {"folder": f"{task.prefix}/result", "files": []}, "summary": summary}
+        fields = {"manifest": {"folder": f"{task.prefix}/result", "files": []}, "summary": summary, "train_s": 1.0}
         Ledger(self.store, task.prefix).append("completed", task.token, **fields)
 
     def checkpoint(self, task, step):
-        Ledger(self.store, task.prefix).append("checkpoint", task.token, step=step, manifest=f"m{step}")
+        Ledger(self.store, task.prefix).append("checkpoint", task.token, step=step, manifest=f"m{step}", train_s=1.0)
 
     def run(self, *outcomes, name="a_data", **more):
         """outcomes: one per attempt: an exception to raise, or a function of the task; the last one completes."""
         todo = [*outcomes, self.complete]
 
-        def attempt(task):
+        def attempt(task, stopping):
             self.tasks.append(task)
             outcome = todo.pop(0)
             if isinstance(outcome, BaseException):
@@ -162,7 +165,7 @@ def test_budgets_survive_the_driver(world, delays):
     token = ledger.claim({**liveness.owner(), "started": 0.0})
     for _ in range(Limits().storage_retries):
         token = ledger.start_attempt(token, 1)
-        ledger.append("failed", token, error_class="storage_transient", message="")
+        ledger.append("failed", token, error_class="storage_transient", message="", step=0)
     with pytest.raises(StageFailed):
         world.run(StorageTransient("slow"))
     assert len(world.tasks) == 1
@@ -184,23 +187,43 @@ def test_an_attempt_without_a_result_is_a_failure(world):
         world.run(lambda task: None)
 
 
-def test_a_living_driver_keeps_its_stage(world):
+def test_a_living_driver_keeps_its_stage_and_its_result_is_reused(world, monkeypatch):
+    token = world.ledger().start_attempt(world.ledger().claim(liveness.owner()), 1)
+    looks = []
+
+    def looks_twice(*_, **__):
+        looks.append(len(world.ledger().entries()))
+        if len(looks) == 2:
+            world.ledger().append("completed", token, manifest={}, summary={}, train_s=0.0)
+        return False
+
+    monkeypatch.setattr(driver, "presumed_dead", looks_twice)
+    world.run()
+    assert world.tasks == [] and looks == [2, 2], "nothing was written"
+    (_, waiting), (_, reused) = world.events
+    assert waiting.startswith("made by another driver (pid ") and reused == "completed by the other driver, reused"
+
+
+def test_who_waits_for_another_driver_can_be_stopped(world, monkeypatch):
     world.ledger().claim(liveness.owner())
-    with pytest.raises(UserError, match=r"another driver \(pid \d+ on .*\) is running this stage") as caught:
-        world.run()
-    assert caught.value.where == "stages.a_data" and world.tasks == []
-    assert len(world.ledger().entries()) == 1, "nothing was written"
+    stop = Stop()
+    monkeypatch.setattr(driver, "presumed_dead", lambda *_, **__: stop.set())
+    with pytest.raises(StageFailed) as caught:
+        world.run(stop=stop)
+    assert caught.value.error_class is ErrorClass.preempted and len(world.ledger().entries()) == 1
 
 
 def test_a_dead_drivers_stage_is_taken_over(world):
     ledger = world.ledger()
     old = ledger.start_attempt(ledger.claim({**liveness.owner(), "started": 0.0}), 1)
-    ledger.append("checkpoint", old, step=10, manifest="m10")
+    ledger.append("checkpoint", old, step=10, manifest="m10", train_s=1.0)
     world.run()
     assert world.tasks[0].token == (2, 1)
     with pytest.raises(Fenced):
-        ledger.append("checkpoint", old, step=20, manifest="m20")
-    assert [c.step for c in world.ledger().state().checkpoints] == [10], "its work is kept"
+        ledger.append("checkpoint", old, step=20, manifest="m20", train_s=1.0)
+    state = world.ledger().state()
+    assert [c.step for c in state.checkpoints] == [10], "its work is kept"
+    assert [(f.error_class, f.message) for f in state.failures] == [(ErrorClass.lost_node, "its driver was lost")]
 
 
 def test_a_driver_elsewhere_that_signed_off_is_followed_at_once(world):
@@ -211,28 +234,31 @@ def test_a_driver_elsewhere_that_signed_off_is_followed_at_once(world):
     assert world.tasks[0].token == (2, 1)
 
 
-def test_of_two_that_claim_at_once_one_is_told(world, monkeypatch):
+def test_of_two_that_claim_at_once_one_waits(world, monkeypatch):
     """Both watched the heartbeat of a dead one; this one is later to judge, and must not fence the first."""
     gone = {**liveness.owner(), "started": 0.0}
     world.ledger().claim(gone)
 
-    def slow_to_judge(store, prefix, epoch, who):
+    def slow_to_judge(store, prefix, epoch, who, stop):
         if who == gone:
             world.ledger().claim(liveness.owner())
-        return liveness.presumed_dead(store, prefix, epoch, who)
+            return True
+        ledger = world.ledger()
+        assert ledger.state().token == (2, 0)
+        ledger.append("completed", (2, 0), manifest={}, summary={}, train_s=0.0)
+        return False
 
     monkeypatch.setattr(driver, "presumed_dead", slow_to_judge)
-    with pytest.raises(UserError, match="is running this stage"):
-        world.run()
-    assert world.ledger().state().token == (2, 0)
+    world.run()
+    assert world.tasks == [] and "made by another driver" in world.events[0][1]
 
 
 def test_a_stage_completed_while_watching_is_left_alone(world, monkeypatch):
     ledger = world.ledger()
     token = ledger.start_attempt(ledger.claim({**liveness.owner(), "started": 0.0}), 1)
 
-    def completes(*_):
-        world.ledger().append("completed", token, manifest={}, summary={})
+    def completes(*_, **__):
+        world.ledger().append("completed", token, manifest={}, summary={}, train_s=0.0)
         return True
 
     monkeypatch.setattr(driver, "presumed_dead", completes)
@@ -258,10 +284,84 @@ def test_a_driver_that_was_taken_over_stops_and_writes_nothing(world, error):
 
 
 def test_a_driver_on_its_way_out_records_no_failure(world):
+    stop = Stop()
+
+    def shuts_down(task):
+        stop.set()
+        raise LostNode("its Ray was shut down")
+
     with pytest.raises(StageFailed) as caught:
-        world.run(LostNode("its Ray was shut down"), stopping=lambda: True)
+        world.run(shuts_down, stop=stop)
     assert caught.value.error_class is ErrorClass.preempted
     assert world.ledger().state().failures == () and len(world.tasks) == 1
+
+
+def test_a_request_to_stop_reaches_the_attempt_and_its_end_is_recorded(world, monkeypatch):
+    """As rank 0 would: it finds the request, saves, and raises Preempted."""
+    monkeypatch.setattr(attendant, "LOOK_S", 0.01)
+    stop = Stop()
+    stop.in_s, stop.reason = 7.0, "the driver got SIGTERM"
+    world.run()
+
+    def trains(task):
+        stop.set()
+        while (asked := asked_to_stop(world.store, task.prefix, task.token)) is None:
+            time.sleep(0.005)
+        note = {"token": list(task.token), "step": 41}
+        world.store.put(f"{task.prefix}/progress.json", json.dumps(note).encode())
+        raise Preempted(f"{asked[1]}, {asked[0]} s")
+
+    with pytest.raises(StageFailed) as caught:
+        world.run(trains, name="mlp_warmup", stop=stop)
+    assert caught.value.error_class is ErrorClass.preempted
+    (failure,) = world.ledger("mlp_warmup").state().failures
+    assert (failure.error_class, failure.reached) == (ErrorClass.preempted, 41)
+    assert failure.message == "the driver got SIGTERM, 7.0 s"
+
+
+def test_the_size_of_an_attempt_is_what_there_is_room_for(world, monkeypatch, delays):
+    monkeypatch.setattr(driver, "SETTLE_S", 0.0)
+    experiment = load_spec(world.experiment.path, ["stages.mlp_warmup.resources.workers=[1,3]"])
+    world.experiment = experiment
+    world.run()
+    rooms = [0, 2, 5]
+    world.run(LostNode("a node went"), name="mlp_warmup", room=lambda resources: rooms.pop(0))
+    assert [task.workers for task in world.tasks[1:]] == [2, 3]
+    attempts = [e.fields["workers"] for e in world.ledger("mlp_warmup").entries() if e.type == "attempt"]
+    assert attempts == [2, 3] and delays[0] == 0.5, "it waits where not even the smallest fits"
+
+
+def test_room_for_more_asks_the_attempt_to_stop(world, monkeypatch):
+    monkeypatch.setattr(attendant, "LOOK_S", 0.01)
+    monkeypatch.setattr(driver, "SETTLE_S", 0.0)
+    world.experiment = load_spec(world.experiment.path, ["stages.mlp_warmup.resources.workers=[1,3]"])
+    world.run()
+    rooms = iter([1, 1, 0, 1, 1, 1])  # then 3: the attempt is over, all is free
+    asked = []
+
+    def trains(task):
+        time.sleep(0.05)
+        world.ledger("mlp_warmup").append("started", task.token, step=0)
+        while not asked:
+            if (request := asked_to_stop(world.store, task.prefix, task.token)) is not None:
+                asked.append(request)
+            time.sleep(0.005)
+        raise Preempted("grow")
+
+    world.run(trains, name="mlp_warmup", room=lambda resources: next(rooms, 3))
+    assert asked == [(0.0, "room for 2 workers, 1 run")]
+    assert [task.workers for task in world.tasks[1:]] == [1, 3]
+
+
+def test_stacks_that_ranks_left_mean_that_it_hung(world, delays):
+    def hangs(task):
+        world.store.put(stacks_key(task.prefix, task.token, 1), b"where it stood")
+        raise LostNode("exit code 86")
+
+    world.run()
+    world.run(hangs, name="mlp_warmup")
+    (failure,) = world.ledger("mlp_warmup").state().failures
+    assert failure.error_class is ErrorClass.hang and "stacks-rank00001.log" in failure.message and len(delays) == 1
 
 
 def test_the_heartbeat_signs_off_when_the_stage_ends(world):

@@ -59,7 +59,7 @@ class World:
     def finish(self, *names):
         for name in names:
             ledger, token = self.start(name)
-            ledger.append("completed", token, manifest={}, summary={})
+            ledger.append("completed", token, manifest={}, summary={}, train_s=1.0)
 
 
 def actions(plans):
@@ -100,8 +100,8 @@ def test_going_back_finds_the_old_result(world):
 def test_a_stage_with_a_checkpoint_resumes(world):
     world.finish("a_data")
     ledger, token = world.start("mlp_warmup")
-    ledger.append("checkpoint", token, step=5, manifest="m5")
-    ledger.append("checkpoint", token, step=10, manifest="m10")
+    ledger.append("checkpoint", token, step=5, manifest="m5", train_s=1.0)
+    ledger.append("checkpoint", token, step=10, manifest="m10", train_s=1.0)
     plans = world.plan()
     assert actions(plans) == ["reuse", "resume", "run", "run"]
     assert (plans["mlp_warmup"].step, plans["full_finetune"].reason) == (10, "needs mlp_warmup, which will run")
@@ -111,7 +111,7 @@ def test_a_failure_before_the_first_checkpoint_is_told(world):
     world.finish("a_data")
     ledger, token = world.start("mlp_warmup")
     assert world.plan()["mlp_warmup"].reason == "started before, without a checkpoint"
-    ledger.append("failed", token, error_class="diverged", message="the loss of step 1 is NaN")
+    ledger.append("failed", token, error_class="diverged", message="the loss of step 1 is NaN", step=0)
     plan = world.plan()["mlp_warmup"]
     assert plan.action == "run" and "diverged the loss of step 1 is NaN" in plan.reason
 

@@ -13,6 +13,7 @@ from orchestrator.errors import (
     Preempted,
     StorageTransient,
     classify,
+    one_line,
 )
 from orchestrator.policy import GiveUp, Limits, Retry, decide
 
@@ -103,6 +104,16 @@ def test_a_context_that_was_handled_counts_unless_suppressed():
 
 def outcomes(error_class: ErrorClass, tries: int) -> list[Retry | GiveUp]:
     return [decide(error_class, [error_class] * n) for n in range(tries)]
+
+
+def test_one_line_says_what_ended_it_not_what_that_did_to_others():
+    lost = WorkerGroupError(a=RayTaskError(GLOO), b=RuntimeError(ACTOR_DIED))
+    assert one_line(lost, classify(lost)) == str(GLOO)
+    stopped = WorkerGroupError(a=RayTaskError(Preempted("")), b=RayTaskError(Preempted("SIGTERM: saved")))
+    assert one_line(stopped, classify(stopped)) == "SIGTERM: saved"
+    spoilt = WorkerGroupError(a=RayTaskError(GLOO), b=RayTaskError(Diverged(3, "loss", float("nan"), ["s7"])))
+    assert "s7" in one_line(spoilt, classify(spoilt))
+    assert one_line(KeyError(), ErrorClass.bug) == "KeyError"
 
 
 @pytest.mark.parametrize("name", ["user", "data", "out_of_memory", "diverged", "bug", "fenced"])
