@@ -34,9 +34,9 @@ format: install
 	$(BIN)/ruff format .
 
 test-unit: install
-	$(BIN)/python -m pytest tests/unit
+	$(BIN)/python -m pytest -n auto tests/unit
 
 test: lint
-	$(BIN)/python -m pytest tests/unit
+	$(BIN)/python -m pytest -n auto tests/unit
 	$(BIN)/python benchmarks/simulate.py
 	$(BIN)/python -m pytest tests/cluster tests/gpu

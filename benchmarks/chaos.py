@@ -32,7 +32,7 @@ sys.path.insert(0, str(ROOT / "tests" / "cluster"))
 
 from ceph import Ceph, missing
 from chaos import STAGE, Run, assert_undisturbed, fetched, nearest, on_s3, plan_kills, summary
-from harness import Experiment, make_data
+from harness import COMMAND, Experiment, make_data
 from nodes import Nodes
 
 from orchestrator.store import open_store
@@ -40,7 +40,7 @@ from orchestrator.store import open_store
 ANNOUNCED, KILLS = 10, 40
 STEPS_EACH = {"announced": 100, "kills": 30}  # of the stage, for every event; a step takes about 0.1 s here
 LEAST_STEPS = 400
-BATCH = 16  # packs a step: four times the suite's, for steps of that length
+BATCH = 8  # packs a step
 DEADLINE_S = 10.0  # from the notice to the end of the node
 EVERY = {"announced": 600, "kills": 20}  # steps between two periodic checkpoints: about a minute, and two seconds
 BEFORE_NOTICE = (5, 25)  # steps that an attempt trains before the next notice
@@ -65,7 +65,8 @@ class Chaos:
         tell(f"an undisturbed run of {self.steps} steps")
         data = make_data(self.folder / "digits")
         self.reference = Experiment(self.folder / "undisturbed", data)
-        self.reference.run(*self.overrides("announced"))
+        command = [*COMMAND, "run", str(self.reference.path), *self.overrides("announced")]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         self.before = self.reference.before_finetune(self.folder / "before")
 
     def announced(self) -> None:
