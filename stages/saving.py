@@ -1,18 +1,21 @@
-"""Checkpoints behind the training: every rank's snapshot is the only stall, upload and commit go on beside the steps.
+"""Checkpoints behind the training: snapshot, upload and commit go on beside the steps.
 
-Invariants: one save at a time; no collective runs in a thread, so that one rank's store never holds another's steps:
-that a rank's file is stored travels in the step's all-reduce, and when all are, all ranks gather the digests at the
-same step and rank 0 commits. What a thread meets is raised in the training, at the next step (design.md, "Engine and
-checkpoints").
+The state of a step stays as it is until the next step's update, so the snapshot is copied during that step's forward
+and backward; only what is left of it when they are done is a stall.
+Invariants: no weight changes before settle() has returned; one save at a time; no collective runs in a thread, so that
+one rank's store never holds another's steps: that a rank's file is stored travels in the step's all-reduce, and when
+all are, all ranks gather the digests at the same step and rank 0 commits. What a thread meets is raised in the
+training, at the next step (design.md, "Engine and checkpoints").
 """
 
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
+import torch
 import torch.distributed as dist
 
-from modeling.checkpoint import Snapshot
+from modeling.checkpoint import Fragment, Snapshot
 from modeling.engine import Engine
 from stages.io import StageIO
 
@@ -22,26 +25,46 @@ class Saver:
 
     def __init__(self, io: StageIO, engine: Engine):
         self.io, self.engine = io, engine
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self.stall_s = 0.0  # of the newest save, so far
+        # one core of it: the training has the others
+        self._pool = ThreadPoolExecutor(1, "checkpoint", initializer=torch.set_num_threads, initargs=(1,))
         self._snapshot: Snapshot | None = None
+        self._copy: Future | None = None  # until it is known to be made
         self._upload: Future | None = None  # until its digest was gathered
         self._commit: Future | None = None  # rank 0
-        self._what: tuple[int, dict[str, Any], float, float] | None = None  # step, meta, train_s, stall_s
+        self._what: tuple[int, dict[str, Any], float] | None = None  # step, meta, train_s
 
     def start(self, step: int, meta: dict[str, Any], train_s: float) -> float:
-        """All ranks, after the same step: copy the state, upload it in a thread; the stall in seconds."""
+        """All ranks, after the same step: begin to copy the state and then to upload it; the stall in seconds."""
         before = time.perf_counter()
         self.finish()
         if self.io.rank == 0:
             self.io.saving(step)
-        fragments = self.engine.to_write()
-        if self._snapshot is None:
-            self._snapshot = Snapshot(fragments)
-        data = self._snapshot.take(fragments)
         name = f"shard-{self.io.rank:05d}-of-{self.io.world:05d}.safetensors"
-        self._upload = self._pool.submit(self.io.put_shard, step, name, data)
-        stall = time.perf_counter() - before
-        self._what = step, meta, train_s, stall
+        on_gpu = self.engine.device.type == "cuda"
+        ready = torch.cuda.current_stream().record_event() if on_gpu else None
+        self._copy = self._pool.submit(self._take, self.engine.to_write(), ready)
+        self._upload = self._pool.submit(lambda copy: self.io.put_shard(step, name, copy.result()), self._copy)
+        self._what = step, meta, train_s
+        self.stall_s = time.perf_counter() - before
+        return self.stall_s
+
+    def _take(self, fragments: list[Fragment], ready: torch.cuda.Event | None) -> memoryview:
+        """The file's bytes. ready: the update of the weights, on a GPU; the copy runs beside the next kernels."""
+        self._snapshot = self._snapshot or Snapshot(fragments)
+        with torch.cuda.stream(torch.cuda.Stream(self.engine.device) if ready else None):
+            if ready:
+                ready.wait()
+            return self._snapshot.take(fragments)
+
+    def settle(self) -> float:
+        """Before a weight changes: wait until the snapshot is taken; for how long that was, in seconds."""
+        if self._copy is None:
+            return 0.0
+        before = time.perf_counter()
+        self._copy.result()
+        self._copy, stall = None, time.perf_counter() - before
+        self.stall_s += stall
         return stall
 
     def uploaded(self) -> bool:
@@ -61,10 +84,11 @@ class Saver:
         dist.all_gather_object(files, self._upload.result())
         self._upload = None
         if self.io.rank == 0:
-            self._commit = self._pool.submit(self.io.commit, self._what[0], files, *self._what[1:])
+            self._commit = self._pool.submit(self.io.commit, self._what[0], files, *self._what[1:], self.stall_s)
 
     def finish(self) -> None:
         """All ranks: wait until the save in flight, if any, is committed."""
+        self.settle()
         if self._upload is not None:
             self.gather()
         if self._commit is not None:

@@ -76,6 +76,7 @@ class Trainer:
         self.datasets = sorted(set(self.reader.index["dataset"]))
         self.saver = Saver(io, self.engine)
         self.train_s = 0.0  # of the steps since the last snapshot
+        self.settled = 0.0  # seconds that the newest step waited for a snapshot
         self.lost = self.seen = 0
         self.skipped = self.skipped_in_row = 0  # steps that were not finite
 
@@ -113,7 +114,7 @@ class Trainer:
         return None
 
     def save(self, step: int) -> float:
-        """A snapshot, uploaded and committed behind the training; for how long it stood still, in seconds."""
+        """Begin a save, which goes on behind the training; for how long it stood still so far, in seconds."""
         meta = {"world": self.io.world, "zero": self.engine.zero}
         meta |= {"skipped": self.skipped, "skipped_in_row": self.skipped_in_row}
         train_s, self.train_s = self.train_s, 0.0
@@ -158,13 +159,13 @@ class Trainer:
                 summed, norm, lr = self.step(step, rows, signal)
                 loss = summed["loss"] if math.isfinite(summed["loss"]) else loss
                 seconds = time.perf_counter() - began
-                self.train_s += seconds
+                self.train_s += seconds - self.settled
                 watchdog.beat()
                 self.check_lost(summed)
                 if summed["uploaded"] == io.world:
                     self.saver.gather()
                 if io.rank == 0:
-                    signal = io.tick(done, total, self.row(step, summed, norm, lr, seconds, stall))
+                    signal = io.tick(done, total, self.row(step, summed, norm, lr, seconds, stall + self.settled))
                 stall = 0.0
                 if done < total and (summed["save"] or summed["stop"]):
                     stall = self.save(done)
@@ -197,6 +198,7 @@ class Trainer:
             self.engine.backward(loss)
             if micro == self.micro_steps - 1:  # known to all before any weight is touched
                 summed = self.exchange(local, counts, signal, waited)
+                self.settled = self.saver.settle()
             norm = self.engine.step(lr, skip=bool(summed) and not math.isfinite(summed["loss"]))
         finite = math.isfinite(summed["loss"]) and (norm is None or math.isfinite(norm))
         if not finite:

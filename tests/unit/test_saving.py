@@ -1,0 +1,72 @@
+"""A save goes on behind the training, and what it holds is the state of its own step."""
+
+import threading
+import time
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from safetensors.torch import load
+
+from modeling.checkpoint import Fragment, Snapshot
+from stages.saving import Saver
+
+
+class Io:
+    rank, world = 0, 1
+
+    def __init__(self):
+        self.stored: dict[int, bytes] = {}
+        self.committed: list[tuple[int, float]] = []
+
+    def saving(self, step: int) -> None:
+        pass
+
+    def put_shard(self, step: int, name: str, data: memoryview) -> dict[str, Any]:
+        self.stored[step] = bytes(data)
+        return {"name": name}
+
+    def commit(self, step: int, files: list, meta: dict, train_s: float, stall_s: float) -> None:
+        self.committed.append((step, stall_s))
+
+
+@pytest.fixture
+def weights() -> torch.Tensor:
+    return torch.arange(5.0)
+
+
+@pytest.fixture
+def saver(weights, monkeypatch):
+    fragment = Fragment("weight", 0, weights, torch.zeros(5), torch.zeros(5))
+    engine: Any = SimpleNamespace(device=torch.device("cpu"), to_write=lambda: [fragment])
+    monkeypatch.setattr(dist, "all_gather_object", lambda out, item: out.__setitem__(0, item))
+    return Saver(Io(), engine)  # type: ignore[arg-type]
+
+
+def test_no_weight_changes_before_the_snapshot_is_taken(saver, weights, monkeypatch):
+    go, take = threading.Event(), Snapshot.take
+    monkeypatch.setattr(Snapshot, "take", lambda *a: (go.wait(10), take(*a))[1])
+    assert saver.start(3, {}, 1.0) < 0.5, "it does not wait for the copy"
+    threading.Timer(0.2, go.set).start()
+    stall = saver.settle()
+    assert 0.1 < stall < 5
+    assert saver.settle() == 0.0, "it is taken"
+    weights += 1  # the next update
+    saver.finish()
+    assert load(saver.io.stored[3])["weight|0|master"].tolist() == [0, 1, 2, 3, 4]
+    ((step, told),) = saver.io.committed
+    assert step == 3 and told >= stall
+
+
+def test_a_save_that_failed_is_raised_in_the_training(saver, monkeypatch):
+    def fails(*_):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(saver.io, "put_shard", fails)
+    saver.start(1, {}, 1.0)
+    saver.settle()
+    with pytest.raises(OSError, match="no space"):
+        while not saver.uploaded():
+            time.sleep(0.01)
