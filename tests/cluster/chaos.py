@@ -13,9 +13,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import psutil
 from ceph import Ceph
 from harness import Driver, Experiment, assert_lineage, assert_repeats
-from nodes import Nodes
+from nodes import Nodes, RayNode
 
 from orchestrator.accounts import account
 from orchestrator.ledger import Entry, Ledger, Token
@@ -25,6 +26,7 @@ from orchestrator.spec import load_spec
 from orchestrator.store import FileStore, Store, open_store
 
 STAGE = "full_finetune"
+GOES_ON_S = 15.0  # after a kill, a step of the same attempt shows that it was not hit; Ray has ended it long before
 PATIENCE_S = 180.0  # for the next moment; an attempt's start on a busy machine is the longest part of it
 
 Victim = Literal["worker", "raylet", "driver", "gateway", "daemons", "notice"]
@@ -182,28 +184,41 @@ class Run:
     def kill(self, kill: Kill, ceph: Ceph) -> None:
         """Waits for the moment, kills, and starts again what does not come back by itself."""
         last = self.events[-1] if self.events else None
-        gone = last is not None and last.victim not in ("gateway", "daemons")
-        after = last.token if last is not None and gone else (0, 0)  # an attempt later than this one
+        hit = last is not None and last.victim not in ("gateway", "daemons")
+        if last is not None and hit:
+            self._until(lambda: self._over(last), "the next attempt starts, or this one goes on")
         if kill.moment == "start":
-            self._until(lambda: (self.view.attempt() or (0, 0)) > after, "the next attempt starts")
+            self._until(lambda: self.view.attempt() is not None, "an attempt starts")
         else:
-            self._until(lambda: self._trained(after) and (self.view.step() or 0) >= kill.step, f"step {kill.step}")
+            self._until(lambda: (self.view.step() or 0) >= kill.step, f"step {kill.step}")
         if kill.moment == "upload":
             self._until(self.view.uploading, "an upload")
         else:
             time.sleep(kill.delay)
         if kill.victim in ("worker", "raylet"):
-            self._until(self.nodes.workers, "workers run")
+            self._until(self._workers, "workers run")
         getattr(self, f"_{kill.victim}")(kill, ceph)
 
+    def _over(self, last: Event) -> bool:
+        """Whether the attempt that `last` was aimed at has been replaced, or is known to train on nevertheless: a
+        worker or node may have been one that it had no use for."""
+        note = read_progress(self.view.store, self.view.prefix)
+        goes_on = note is not None and tuple(note["token"]) == last.token and note["time"] > last.time + GOES_ON_S
+        return goes_on or (self.view.attempt() or (0, 0)) > last.token
+
+    def _workers(self) -> dict[psutil.Process, RayNode]:
+        """Those of the running attempt, not what is left of the one before."""
+        began = max((e.time for e in self.view.entries() if e.type == "attempt"), default=0.0)
+        return {process: node for process, node in self.nodes.workers().items() if process.create_time() > began}
+
     def _worker(self, kill: Kill, ceph: Ceph) -> None:
-        workers = sorted(self.nodes.workers(), key=lambda process: process.pid)
+        workers = sorted(self._workers(), key=lambda process: process.pid)
         victim = workers[kill.pick % len(workers)]
         self._note(kill.victim, kill.moment)
         victim.kill()
 
     def _raylet(self, kill: Kill, ceph: Ceph) -> None:
-        nodes = sorted({node.id: node for node in self.nodes.workers().values()}.items())
+        nodes = sorted({node.id: node for node in self._workers().values()}.items())
         node = nodes[kill.pick % len(nodes)][1]
         self._note(kill.victim, kill.moment)
         self.nodes.kill_raylet(node)
@@ -247,17 +262,17 @@ class Run:
 
 
 def outcomes(events: list[Event], entries: list[Entry]) -> list[Outcome]:
-    """Joins what was done with what the ledger says came of it. Steps lost are told at the last event of an attempt."""
+    """Joins what was done with what the ledger says came of it. What ended an attempt is the last event that hit it."""
     lost = {attempt.token: attempt.lost for attempt in account(entries).attempts}
     out = []
     for event in events:
-        later = [entry for entry in entries if entry.time > event.time]
-        same = [e for e in later if e.token == event.token and e.type in ("checkpoint", "completed")]
-        resumed = next((e for e in later if e.type == "started" and e.token > event.token), None)
-        if event.victim in ("gateway", "daemons") and same:
-            resumed = None
+        resumed = next(
+            (e for e in entries if e.time > event.time and e.type == "started" and e.token > event.token), None
+        )
         hit = [other for other in events if other.token == event.token]
-        steps = lost.get(event.token, 0) if resumed is not None and event is hit[-1] else 0
+        if event is not hit[-1]:  # its attempt was there to be hit again
+            resumed = None
+        steps = lost.get(event.token, 0) if resumed is not None else 0
         out.append(
             Outcome(
                 event.victim, event.moment, event.time - entries[0].time, event.step,
