@@ -42,7 +42,9 @@ class Saver:
             self.io.saving(step)
         name = f"shard-{self.io.rank:05d}-of-{self.io.world:05d}.safetensors"
         on_gpu = self.engine.device.type == "cuda"
-        ready = torch.cuda.current_stream().record_event() if on_gpu else None
+        ready = torch.cuda.Event() if on_gpu else None
+        if ready:
+            ready.record()
         self._copy = self._pool.submit(self._take, self.engine.to_write(), ready)
         self._upload = self._pool.submit(lambda copy: self.io.put_shard(step, name, copy.result()), self._copy)
         self._what = step, meta, train_s
