@@ -18,10 +18,11 @@ from typing import Any, Literal
 
 from modeling.errors import UserError
 from orchestrator.errors import ErrorClass, Fenced
-from orchestrator.store import Exists, Missing, Store
+from orchestrator.store import Exists, Store
 
 VERSION = 2
 PUT_TRIES = 3  # for a put that fails without an answer
+AHEAD = 64  # entries asked for at once, at most, by a reader that is far behind
 
 Token = tuple[int, int]  # (epoch, attempt): a driver's claim, and its start of a worker group; attempts count from 1
 Status = Literal["new", "claimed", "running", "failed", "completed"]
@@ -146,15 +147,28 @@ class Ledger:
 
     def entries(self) -> list[Entry]:
         """All entries there are now, void ones included. UserError for one that cannot be read."""
+        ahead = 1
         while True:
-            number = len(self._entries)
-            try:
-                data = self.store.get(self._key(number))
-            except Missing:
+            first = len(self._entries)
+            found = self.store.get_run([self._key(number) for number in range(first, first + ahead)])
+            for number, data in enumerate(found, first):
+                entry = _parse(data, number, f"{self.store.url}/{self._key(number)}")
+                self._entries.append(entry)
+                self._state = _step(self._state, entry)
+            if len(found) < ahead:
                 return list(self._entries)
-            entry = _parse(data, number, f"{self.store.url}/{self._key(number)}")
-            self._entries.append(entry)
-            self._state = _step(self._state, entry)
+            ahead = min(2 * ahead, AHEAD)
+
+    @property
+    def seen(self) -> list[Entry]:
+        """What was read so far, without asking the store."""
+        return list(self._entries)
+
+    def beside(self) -> "Ledger":
+        """One for another thread, which knows what this one has read."""
+        other = Ledger(self.store, self.prefix, self.clock)
+        other._entries, other._state = self.seen, self._state
+        return other
 
     def state(self) -> StageState:
         self.entries()

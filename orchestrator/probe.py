@@ -17,7 +17,7 @@ from typing import NoReturn
 from modeling.errors import UserError
 from orchestrator.address import redact
 from orchestrator.errors import StorageTransient
-from orchestrator.s3 import S3Store
+from orchestrator.s3 import S3Store, with_patience
 from orchestrator.store import Exists, Store, disk_errors
 
 FOLDER = ".stageline/probe/"
@@ -29,7 +29,7 @@ def reach(store: Store, patience: float = 10.0) -> None:
     patience: seconds; a wrong address should not take the two minutes that a store in a bad moment is given.
     """
     with _answers(store):
-        _hasty(store, patience).list(FOLDER)
+        with_patience(store, patience).list(FOLDER)
 
 
 def probe(store: Store, patience: float = 10.0) -> None:
@@ -37,7 +37,7 @@ def probe(store: Store, patience: float = 10.0) -> None:
     check_scratch()
     reach(store, patience)
     with _answers(store):
-        _check_promises(_hasty(store, patience), FOLDER + uuid.uuid4().hex)
+        _check_promises(with_patience(store, patience), FOLDER + uuid.uuid4().hex)
 
 
 def check_scratch() -> None:
@@ -94,10 +94,6 @@ def _answers(store: Store) -> Iterator[None]:
     except StorageTransient as error:
         raise UserError(f"the store does not answer: {error}", where=_where(store),
                         remedy="check endpoint_url (AWS_ENDPOINT_URL) and that the store is up") from error  # fmt: skip
-
-
-def _hasty(store: Store, patience: float) -> Store:
-    return store.patient(patience) if isinstance(store, S3Store) else store
 
 
 def _where(store: Store) -> str:

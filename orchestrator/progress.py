@@ -114,7 +114,12 @@ def read_progress(store: Store, prefix: str) -> dict[str, Any] | None:
 
 def read_logs(store: Store, prefix: str) -> dict[str, str]:
     """Log texts by name, in the order of the attempts."""
-    return {key.rsplit("/", 1)[1]: store.get(key).decode() for key in store.list(f"{prefix}/logs/")}
+    return {key.rsplit("/", 1)[1]: store.get(key).decode() for key in list_logs(store, prefix)}
+
+
+def list_logs(store: Store, prefix: str) -> list[str]:
+    """Their keys, in the order of the attempts."""
+    return store.list(f"{prefix}/logs/")
 
 
 def read_metrics(store: Store, prefix: str) -> list[dict[str, Any]]:

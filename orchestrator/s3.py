@@ -9,14 +9,16 @@ appears with its one put, or with the end of a multipart upload. A create is alw
 upload is not exclusive on Ceph.
 """
 
+import builtins
 import copy
 import logging
 import os
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,9 +27,10 @@ from orchestrator import s3errors
 from orchestrator.address import S3Address, redact
 from orchestrator.errors import StorageTransient
 from orchestrator.retry import Retries
-from orchestrator.store import Data, Exists, Missing, check_key, local_file
+from orchestrator.store import Data, Exists, Missing, Store, check_key, local_file
 
 PART = 32 * 2**20  # bytes; an object up to this size is one put, a larger one goes and comes in parts
+_READERS = 32  # small objects read at once
 STREAMS = 4  # parts of one object in flight; a transfer holds at most STREAMS * PART bytes
 _MOST_PARTS = 10_000  # S3's own limit
 _UPLOADS = 3  # of one object, before the store is given up
@@ -77,6 +80,20 @@ class S3Store:
 
     def get(self, key: str) -> bytes:
         return self._read(key)[0]
+
+    def get_run(self, keys: Sequence[str]) -> builtins.list[bytes]:
+        def read(key: str) -> bytes | None:
+            try:
+                return self.get(key)
+            except Missing:
+                return None
+
+        if len(keys) == 1:
+            found = [read(keys[0])]
+        else:
+            with ThreadPoolExecutor(min(_READERS, len(keys))) as pool:
+                found = pool.map(read, keys)
+        return [data for data in takewhile(lambda data: data is not None, found) if data is not None]
 
     def exists(self, key: str) -> bool:
         try:
@@ -243,6 +260,11 @@ class S3Store:
             )  # fmt: skip
             system = self._systems.setdefault(os.getpid(), system)  # two threads may each have made one
         return system
+
+
+def with_patience(store: Store, seconds: float) -> Store:
+    """The store with so much patience, where it needs any: a folder answers or it does not."""
+    return store.patient(seconds) if isinstance(store, S3Store) else store
 
 
 async def _answer(system: Any, method: str, most: int | None, arguments: dict[str, Any]) -> dict[str, Any]:

@@ -11,8 +11,9 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from orchestrator.checkpoints import token_name
 from orchestrator.ledger import Ledger
-from orchestrator.progress import read_logs, read_progress
+from orchestrator.progress import list_logs, read_progress
 from orchestrator.store import Store
 
 READ_S = 0.5  # between two looks at storage
@@ -59,7 +60,8 @@ class Watch:
         self._ledgers = {name: Ledger(store, prefix) for name, prefix in prefixes.items()}
         self._started: dict[str, float] = {}
         self._plain: dict[str, float] = {}
-        self._shown: dict[str, dict[str, int]] = {}
+        self._shown: dict[str, int] = {}  # lines by key
+        self._over: dict[str, set[str]] = {}  # logs that say nothing new any more
         self._read = 0.0
         self._lock = threading.Lock()
         self._live = Live(console=console, refresh_per_second=4, transient=True) if sys.stdout.isatty() else None
@@ -86,13 +88,13 @@ class Watch:
         self._read = now
         for name in sorted(running - set(self._started), key=list(self._prefixes).index):
             self._started[name] = now
-            self._shown.setdefault(name, {key: 10**9 for key in read_logs(self._store, self._prefixes[name])})
+            self._over.setdefault(name, set(list_logs(self._store, self._prefixes[name])))
             self.event(name, "started")
         rows = {}
         for name in [name for name in self._prefixes if name in running | ended]:
-            self._new_log_lines(name)
             note = read_progress(self._store, self._prefixes[name])
             state = self._ledgers[name].state()
+            self._new_log_lines(name, token_name(state.token))
             if note is not None and tuple(note["token"]) < state.token:
                 note = None  # of an earlier attempt
             checkpoint = state.checkpoints[0].step if state.checkpoints else None
@@ -112,11 +114,18 @@ class Watch:
                 table.add_row(name, duration(now - self._started[name]), text)
             self._live.update(table)
 
-    def _new_log_lines(self, name: str) -> None:
-        shown = self._shown[name]
-        for key, text in read_logs(self._store, self._prefixes[name]).items():
-            lines = text.splitlines()
-            if not key.endswith("-error.log"):
-                for new in lines[shown.get(key, 0) :]:
-                    self.event(name, new[9:])
-            shown[key] = max(shown.get(key, 0), len(lines))
+    def _new_log_lines(self, name: str, newest: str) -> None:
+        over = self._over[name]
+        for key in list_logs(self._store, self._prefixes[name]):
+            log = key.rsplit("/", 1)[1]
+            if key in over:
+                continue
+            if log.endswith("-error.log") or "-stacks-" in log:  # the driver says what is in them
+                over.add(key)
+                continue
+            lines = self._store.get(key).decode().splitlines()
+            for new in lines[self._shown.get(key, 0) :]:
+                self.event(name, new[9:])
+            self._shown[key] = len(lines)
+            if log < newest:  # of an attempt that is over, and read once more since
+                over.add(key)

@@ -10,14 +10,14 @@ import heapq
 import itertools
 import random
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from greenlet import GreenletExit, getcurrent, greenlet
 
 from orchestrator.errors import StorageTransient
-from orchestrator.store import Exists, Missing
+from orchestrator.store import Exists, Missing, one_by_one
 
 LOST = (ConnectionError, TimeoutError, StorageTransient)  # what no answer looks like to a caller
 WRITES = ("create", "put", "delete")
@@ -135,6 +135,9 @@ class SimulatedStore:
             return self.objects[key]
 
         return self.kernel.operate("get", key, effect)
+
+    def get_run(self, keys: Sequence[str]) -> list[bytes]:
+        return one_by_one(self, keys)
 
     def list(self, prefix: str = "") -> list[str]:
         return self.kernel.operate("list", prefix, lambda: sorted(k for k in self.objects if k.startswith(prefix)))

@@ -5,6 +5,7 @@ import os
 import random
 import subprocess
 import sys
+import threading
 import time as time_module
 
 import pytest
@@ -229,16 +230,23 @@ def test_reading_is_incremental():
         def __getattr__(self, name):
             return getattr(store, name)
 
-        def get(self, key):
-            gets.append(key)
-            return store.get(key)
+        def get_run(self, keys):
+            gets.append(keys)
+            return store.get_run(keys)
 
     writer, reader = ledger(store), Ledger(Counting(), P)
     writer.claim(ME)
     reader.state()
     gets.clear()
     reader.state()
-    assert gets == [f"{P}/ledger/00000001.json"]
+    assert gets == [[f"{P}/ledger/00000001.json"]]
+    assert reader.beside().seen == reader.seen == writer.entries()
+    token = writer.start_attempt((1, 0), 1)
+    for step in range(1000):
+        writer.append("started", token, step=step)
+    gets.clear()
+    assert len(reader.entries()) == 1002, "one that is far behind asks for many at once"
+    assert len(gets) < 30 and sorted(key for keys in gets for key in keys) == [key for keys in gets for key in keys]
 
 
 def test_this_process_is_alive_and_a_finished_one_is_not():
@@ -292,6 +300,43 @@ def test_an_owner_elsewhere_is_judged_by_its_counter():
     beat = liveness.Heartbeat(store, P, 1)
     moving = Time(beat._beat)
     assert dead(store, AWAY, moving) is False and moving.now < 30.0
+
+
+def test_a_store_that_was_away_took_the_owners_beats_too():
+    """The watcher may be the first whom the store answers again."""
+    time = Time()
+    beat, store = liveness.Heartbeat(MemoryStore(), P, 1), MemoryStore()
+    beat.store = store
+    beat._beat()
+
+    class Away:
+        def get(self, key):
+            if 5 < time.now < 100:
+                time.now += 120.0  # of patience
+            return store.get(key)
+
+    def owner_beats_later():
+        if time.now > 130:
+            beat._beat()
+
+    time.during = owner_beats_later
+    assert liveness.presumed_dead(Away(), P, 1, AWAY, 30.0, time.clock, time.sleep) is False
+
+
+def test_a_full_disk_for_a_moment_ends_no_heartbeat(monkeypatch, caplog):
+    store = MemoryStore()
+    with liveness.Heartbeat(store, P, 1, interval=0.01) as beat:
+        monkeypatch.setattr(store, "put", lambda *_: (_ for _ in ()).throw(UserError("no space is left")))
+        before = beat.counter
+        while beat.counter < before + 3:
+            threading.Event().wait(0.01)
+        monkeypatch.undo()
+        assert "no space is left" in caplog.text
+        first = store.get(f"{P}/heartbeat/1.json")
+        until = time_module.monotonic() + 5
+        while store.get(f"{P}/heartbeat/1.json") == first:
+            assert time_module.monotonic() < until
+            threading.Event().wait(0.01)
 
 
 def test_a_heartbeat_moves_and_signs_off(tmp_path):
