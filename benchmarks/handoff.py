@@ -10,7 +10,7 @@ Four programs take turns in every round, each in processes of its own, with Ray 
 A fit() is the call alone, without the driver's own imports and ray.init. The ratios are to the second one of a driver,
 the faster one: Ray Train keeps an actor from the first. A hand-off is read from what the run left in storage: its
 times are those of the workers and of the driver on this machine. Prints medians, ratios, where a hand-off's time goes,
-machine and load; --output writes JSON.
+machine and load; --output writes JSON. Exit code 1 where a hand-off takes more than half of a no-op fit().
 """
 
 import argparse
@@ -32,6 +32,7 @@ from orchestrator.spec import load_spec
 from orchestrator.store import open_store
 
 ROOT = Path(__file__).parents[1]
+MOST = 0.5  # of a default fit() of a no-op stage
 YAML = """
 name: handoff
 storage: storage
@@ -162,7 +163,9 @@ def main() -> int:
             print(f"  {median(values):6.2f} s  {part}")
     if options.output:
         options.output.write_text(json.dumps({"seconds": seconds, "load": os.getloadavg()}, indent=1))
-    return 0
+    share = median(mine / noop for mine, noop in zip(total["hand-off"], total["no-op"], strict=True))
+    print(f"\n{'holds' if share <= MOST else 'FAILS'}: a hand-off takes {share:.2f} of a no-op fit(), at most {MOST}")
+    return 0 if share <= MOST else 1
 
 
 if __name__ == "__main__":

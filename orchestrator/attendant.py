@@ -8,6 +8,7 @@ import logging
 import threading
 from collections.abc import Callable
 
+from modeling.errors import UserError
 from orchestrator.control import ask_to_stop
 from orchestrator.errors import StorageTransient
 from orchestrator.ledger import Ledger, Token
@@ -68,7 +69,7 @@ class Attendant:
                         workers = min(self._workers + more, self._resources.most)
                         reason = f"room for {workers} workers, {self._workers} run"
                         return ask_to_stop(self._store, self._prefix, self._token, 0.0, reason)
-            except StorageTransient as error:
+            except (OSError, StorageTransient, UserError) as error:  # it asks again: a full disk may pass
                 log.warning("storage does not answer: %s", error)
 
     def _trains(self, ledger: Ledger) -> bool:

@@ -7,6 +7,7 @@ next step.
 """
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from orchestrator.store import Store
 
 FENCE_CHECK_S = 2.0  # between two looks at the ledger for a higher token
 ROUND_S = 0.25
+SOONER_S = 1.0  # by which a reason's deadline must come nearer to be news
 
 log = logging.getLogger(__name__)
 Notice = tuple[float, str]  # (seconds until the end, reason)
@@ -31,18 +33,18 @@ class Courier:
         self, store: Store, prefix: str, token: Token, recorder: Recorder, notices: Callable[[], Notice | None]
     ):
         self._store, self._prefix, self._token = store, prefix, token
-        self._ledger = Ledger(store, prefix)
+        self._ledger: Ledger | None = None
         self._recorder, self._notices = recorder, notices
         self._news: list[Notice] = []
-        self._heard: set[str] = set()
+        self._heard: dict[str, float] = {}  # reason -> when it ends, on the monotonic clock
         self._started: int | None = None
         self._error: Exception | None = None
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="courier", daemon=True)
 
-    def start(self, resumed_from: int | None) -> None:
-        """resumed_from: the first training step after that one was made, which goes to the ledger."""
-        self._started = resumed_from
+    def start(self, resumed_from: int | None, ledger: Ledger) -> None:
+        """resumed_from: the first training step after that one was made, which goes to `ledger`, one of its own."""
+        self._started, self._ledger = resumed_from, ledger
         self._thread.start()
 
     def stop(self) -> None:
@@ -59,6 +61,7 @@ class Courier:
 
     def _run(self) -> None:
         checked = polled = -1e9
+        assert self._ledger is not None, "started"
         while not self._stop.is_set():
             now = time.monotonic()
             try:
@@ -81,6 +84,10 @@ class Courier:
 
     def _poll(self, asked_at: float) -> None:
         for notice in (self._notices(), asked_to_stop(self._store, self._prefix, self._token)):
-            if notice is not None and notice[1] not in self._heard:
-                self._heard.add(notice[1])
-                self._news.append((notice[0] - (time.monotonic() - asked_at), notice[1]))
+            if notice is None:
+                continue
+            in_s, reason = notice
+            end = asked_at + in_s
+            if end < self._heard.get(reason, math.inf) - SOONER_S:
+                self._heard[reason] = end
+                self._news.append((end - time.monotonic(), reason))

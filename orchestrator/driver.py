@@ -20,6 +20,7 @@ from orchestrator.liveness import Heartbeat, owner, presumed_dead
 from orchestrator.plan import record_mapping, write_identity
 from orchestrator.policy import GiveUp, decide
 from orchestrator.progress import read_progress
+from orchestrator.s3 import with_patience
 from orchestrator.spec import Experiment, Stage
 from orchestrator.stageio import ParentRef, Task
 from orchestrator.store import Store
@@ -27,6 +28,8 @@ from stages.params import Resources
 
 SETTLE_S = 3.0  # for the resources of an attempt that ended to come free, before a smaller one is taken
 TELL_S = 10.0  # of waiting for room before it is told
+LOOK_S = 0.2  # between two looks for room
+STORE_PATIENCE_S = 900.0  # of the driver with a store that is away: nobody is served by its giving up sooner
 
 
 class StageFailed(Exception):
@@ -78,7 +81,8 @@ def run_stage(
     events(stage, message): what a user should see. stop: the driver was asked to stop. room(resources): workers of this
     size that fit on what is free now. Where a living driver has the stage, waits for its result or its end.
     """
-    name, stop = job.stage.name, stop or Stop()
+    name, stop, impatient = job.stage.name, stop or Stop(), store
+    store = with_patience(store, STORE_PATIENCE_S)
     write_identity(store, job.stage.kind.base, job.identity)
     record_mapping(store, job.experiment.name, name, job.identity, job.fingerprint)
     ledger = Ledger(store, job.prefix)
@@ -86,7 +90,7 @@ def run_stage(
         token = _claim(store, ledger, job, events, stop)
         if token is None:
             return
-        with Heartbeat(store, job.prefix, token[0]):
+        with Heartbeat(impatient, job.prefix, token[0]):
             _attempts(store, job, ledger, token, attempt, events, stop, room)
     except Fenced as error:
         if ledger.state().completed is not None:  # by whoever it gave way to, or a worker that it took for lost
@@ -107,6 +111,8 @@ def _attempts(
     """Attempts until one completes the stage. Raises StageFailed, or Fenced where a higher token is in the ledger."""
     name, params = job.stage.name, job.stage.params
     while True:
+        if stop.is_set():
+            raise StageFailed(name, ErrorClass.preempted, RuntimeError("stopped"), "the driver was stopped")
         workers = _size(name, params.resources, room, events, stop)
         token = ledger.start_attempt(token, workers)
         task = Task(
@@ -153,9 +159,10 @@ def _size(
     events: Callable[[str, str], Any],
     stop: Stop,
 ) -> int:
-    """How many workers the next attempt has: the most that fit, once what the last one held had time to come free."""
-    if resources.least == resources.most:
-        return resources.most
+    """How many workers the next attempt has: the most that fit, once what the last one held had time to come free.
+
+    A fixed number is asked of the cluster in the end even where there is no room: one that grows on demand has to hear.
+    """
     began, told = time.monotonic(), False
     while not stop.is_set():
         free, waited = room(resources), time.monotonic() - began
@@ -164,7 +171,9 @@ def _size(
         if waited >= TELL_S and not told:
             told = True
             events(name, f"waits for room for at least {resources.least} workers, there is room for {free}")
-        stop.wait(0.5)
+            if resources.least == resources.most:
+                return resources.most
+        stop.wait(LOOK_S)
     raise StageFailed(name, ErrorClass.preempted, RuntimeError("stopped"), "the driver was stopped")
 
 

@@ -70,7 +70,8 @@ _NAMES: tuple[tuple[ErrorClass, tuple[str, ...]], ...] = (
         "LostNode", "ActorDiedError", "ActorUnavailableError", "RayActorError", "NodeDiedError", "WorkerCrashedError",
         "LocalRayletDiedError", "OwnerDiedError", "ObjectLostError", "ObjectReconstructionFailedError",
         "ActorPlacementGroupRemoved", "TaskPlacementGroupRemoved", "WorkerHealthCheckTimeoutError",
-        "WorkerHealthCheckFailedError", "DistNetworkError", "DistBackendError",
+        "WorkerHealthCheckFailedError", "WorkerGroupStartupTimeoutError", "WorkerGroupStartupFailedError",
+        "DistNetworkError", "DistBackendError",
     )),
 )  # fmt: skip
 _TEXTS: tuple[tuple[ErrorClass, re.Pattern[str]], ...] = (

@@ -21,6 +21,8 @@ os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 # Rank 0 hears of a drain itself (_notices); Ray's own watcher would end the group at the deadline, whatever it does
 os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+# a group that cannot be placed is our policy's business, not Ray's (it would try on for ever in one fit())
+os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "20")
 # a worker that asked for no GPU sees none, so that the same stage runs alike on any machine
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")
 
@@ -48,7 +50,7 @@ def start_ray(address: str | None) -> dict[str, float]:
     if not ray.is_initialized():
         common: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
         if address:
-            ray.init(address=address, **common)
+            _connect(address, **common)
             if {node["NodeManagerHostname"] for node in ray.nodes()} == {socket.gethostname()}:
                 ray.shutdown()  # a job's runtime environment is given when it connects
                 ray.init(address=address, runtime_env=warmup.start(), **common)
@@ -58,6 +60,21 @@ def start_ray(address: str | None) -> dict[str, float]:
             ray.init(address="local", runtime_env=environment, **local, **common)
         threading.Thread(target=import_module, args=("ray.train.torch",), daemon=True).start()  # 3 s that _fit needs
     return dict(ray.cluster_resources())
+
+
+def _connect(address: str, **common: Any) -> None:
+    import ray
+
+    from cluster.gcs import reachable
+
+    host, _, port = address.rpartition(":")
+    remedy = "start the cluster (ray start --head), or correct the address"
+    if host and "//" not in host and port.isdigit() and not reachable(host, int(port)):
+        raise UserError(f"nobody listens at {address}", where="--address", remedy=remedy)
+    try:
+        ray.init(address=address, **common)
+    except ConnectionError as error:
+        raise UserError(f"no Ray cluster at {address}: {error}", where="--address", remedy=remedy) from error
 
 
 def stop_ray() -> None:
@@ -102,6 +119,8 @@ def run_attempt(task: Task, stopping: Callable[[], bool] = lambda: False) -> Non
         kind.prepare(io)
     finally:
         io.close()
+    if stopping():
+        raise Preempted("the driver was asked to stop")
     _fit(task)
 
 
@@ -123,7 +142,7 @@ def _fit(task: Task) -> None:
             run_config=RunConfig(
                 name=f"{task.stage}-{task.fingerprint[:16]}-{token_name(task.token)}",
                 storage_path=folder,
-                failure_config=FailureConfig(max_failures=0, max_preemption_failures=0),
+                failure_config=FailureConfig(max_failures=0, max_preemption_failures=0, controller_failure_limit=0),
             ),
         )
         try:

@@ -17,6 +17,7 @@ import uuid
 from collections.abc import Callable
 from typing import Any
 
+from modeling.errors import UserError
 from orchestrator.errors import StorageTransient
 from orchestrator.store import Missing, Store
 
@@ -102,11 +103,7 @@ class Heartbeat:
         body = {"counter": self.counter, "time": time.time(), "signed_off": signed_off}
         try:
             self.store.put(self.key, json.dumps(body).encode())
-        except (
-            OSError,
-            TimeoutError,
-            StorageTransient,
-        ) as error:  # one missed beat is harmless, many are what watchers look for
+        except (OSError, StorageTransient, UserError) as error:  # one missed beat is harmless; a full disk may pass
             log.warning("heartbeat %s not written: %s", self.key, error)
 
 
@@ -124,20 +121,25 @@ def presumed_dead(
     sign of life; False with the first. A process that is there but stopped (SIGSTOP) gives none.
 
     who: the owner in the ledger, None where it is not known. stop: ends the watching, with False.
+    A store that did not answer for a while took the owner's beats as well: the watch begins anew.
     """
     first, start = _read(store, prefix, epoch), clock()
     if first is not None and first["signed_off"]:  # perhaps by this very process, which still runs
         return True
-    while clock() - start < timeout:
+    while True:
         if who is not None and alive(who) is False:
             return True
         if stop is not None and stop.is_set():
             return False
         sleep(min(1.0, timeout / 20))
+        asked = clock()  # before it reads: this process itself may have been stopped for a while
         now = _read(store, prefix, epoch)
         if now != first:
             return now is not None and now["signed_off"]
-    return _read(store, prefix, epoch) == first  # this process itself may have been stopped for a while
+        if clock() - asked > timeout / 6:
+            start = clock()
+        elif asked - start >= timeout:
+            return True
 
 
 def _read(store: Store, prefix: str, epoch: int) -> dict[str, Any] | None:

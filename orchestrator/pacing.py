@@ -4,7 +4,8 @@ Invariants: with a notice of preemption one safety save at once; train on; a las
 before the deadline, with a margin for what saves and steps have been seen to take at worst; then stop, so that nothing
 is trained that will be thrown away (docs/design.md, "Preemption"). Without one, a save every `every` steps, or as often
 as the cost of a save and the rate of failures make best: sqrt(2 · cost · time between failures) seconds (Young, 1974;
-Daly, 2006). One save at a time: what falls due meanwhile is put off.
+Daly, 2006); the cost is the stall and a share of the time for which the save goes on beside the training. One save at a
+time: what falls due meanwhile is put off.
 """
 
 import math
@@ -16,6 +17,7 @@ from typing import Literal
 from stages.io import Signal
 
 FIRST_SAVE_S = 5.0  # assumed cost of a save until one was measured
+BESIDE = 0.1  # of the seconds of a save, by which the steps beside it are taken to be slower
 SHORTEST_S, LONGEST_S = 10.0, 1800.0  # of the interval that `auto` chooses
 MARGIN_S = 1.0  # between the end of the last save and the deadline, besides what was seen at worst
 MTBF_S = 4 * 3600.0  # time between failures, until the ledger tells of some
@@ -54,7 +56,7 @@ class Pacer:
     def saved(self, stall_s: float, seconds: float) -> None:
         """That save is committed. stall_s: training stood still; seconds: from the snapshot to the entry."""
         self.in_flight = False
-        self._costs.append(stall_s)
+        self._costs.append(stall_s + BESIDE * seconds)
         self._saves.append(seconds)
 
     def interval_s(self) -> float:

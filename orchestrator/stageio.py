@@ -8,8 +8,6 @@ waits for storage: rows, logs and questions are a thread's (courier.py), checkpo
 
 import json
 import os
-import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -23,11 +21,15 @@ from orchestrator.errors import ErrorClass, Preempted
 from orchestrator.ledger import Ledger, state
 from orchestrator.pacing import Pacer, failure_interval
 from orchestrator.progress import Recorder, read_metrics
+from orchestrator.s3 import with_patience
+from orchestrator.scratch import drop_scratch, make_scratch
 from orchestrator.store import open_store
 from stages.io import Input, ResumePoint, Signal
 from stages.kinds import KINDS
 
 HUNG_EXIT_CODE = 86
+HUNG_PATIENCE_S = 20.0  # with the store, for the stacks
+OTHERS_S = 5.0  # for the other ranks to leave theirs: the end of this process ends them too
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ class StoreIO:
         self.stage, self.fingerprint = task.stage, task.fingerprint
         self.params, self.model, self.sources = task.params, task.model, task.sources
         self.store = open_store(task.storage)
-        self.scratch = Path(tempfile.mkdtemp(prefix=f"stageline-{task.stage}-"))
+        self.scratch = make_scratch(task.stage)
         self.inputs = {
             parent.name: Input(
                 parent.name, parent.kind, parent.fingerprint,
@@ -91,9 +93,9 @@ class StoreIO:
         self._recorder = Recorder(self.store, task.prefix, task.token, log_name)
         self._mapper = mapper
         self._courier = Courier(self.store, task.prefix, task.token, self._recorder, notices)
+        self._ledger = Ledger(self.store, task.prefix)
         # with a ledger of its own, for the one thread that saves: it reads on from where it was
-        ledger = Ledger(self.store, task.prefix)
-        self._checkpoints = Checkpoints(self.store, task.prefix, ledger, task.token, task.keep)
+        self._checkpoints = Checkpoints(self.store, task.prefix, self._ledger.beside(), task.token, task.keep)
         self._pacer: Pacer | None = None
         self._saving = 0.0
         self._saved: list[tuple[float, float]] = []  # (stall, seconds) of saves since the last tick
@@ -101,7 +103,7 @@ class StoreIO:
     def close(self) -> None:
         self._courier.stop()
         self._recorder.flush()
-        shutil.rmtree(self.scratch, ignore_errors=True)
+        drop_scratch(self.scratch)
 
     def log(self, message: str) -> None:
         self._recorder.log(message)
@@ -110,7 +112,7 @@ class StoreIO:
         self._recorder.row(step, total, row)
         if not self._recorder.behind:
             self._recorder.behind = True
-            self._courier.start(step - 1 if self._trains else None)
+            self._courier.start(step - 1 if self._trains else None, self._ledger.beside())
             self._pacer = self._make_pacer() if self._trains else None
         news = self._courier.news()
         for in_s, reason in news:
@@ -124,11 +126,10 @@ class StoreIO:
         return self._pacer.decide(step, row["time/step"])
 
     def _make_pacer(self) -> Pacer:
-        entries = Ledger(self.store, self.task.prefix).entries()
+        entries = self._ledger.seen  # read by checkpoints(): a step waits for no store
         losses = [f for f in state(entries).failures if f.error_class is not ErrorClass.preempted]
-        return Pacer(
-            self.params.checkpoint.every, failure_interval(len(losses), entries[-1].time - entries[0].time)
-        )  # fmt: skip
+        seconds = entries[-1].time - entries[0].time if entries else 0.0
+        return Pacer(self.params.checkpoint.every, failure_interval(len(losses), seconds))
 
     def stopped(self, step: int) -> None:
         self._recorder.flush()
@@ -137,8 +138,13 @@ class StoreIO:
         raise Preempted(f"{reason} after step {step}" if self.rank == 0 else "")
 
     def hung(self, text: str) -> None:
-        self.store.put(stacks_key(self.task.prefix, self.task.token, self.rank), text.encode())
-        os._exit(HUNG_EXIT_CODE)
+        try:
+            store = with_patience(self.store, HUNG_PATIENCE_S)  # the network may be what it hangs in
+            store.put(stacks_key(self.task.prefix, self.task.token, self.rank), text.encode())
+            time.sleep(OTHERS_S)
+        finally:
+            drop_scratch(self.scratch)
+            os._exit(HUNG_EXIT_CODE)
 
     # -- checkpoints ---------------------------------------------------------------------------------
 
@@ -159,7 +165,7 @@ class StoreIO:
         self._saved.append((stall_s, time.monotonic() - self._saving))
 
     def checkpoints(self) -> list[str]:
-        return [checkpoint.manifest for checkpoint in Ledger(self.store, self.task.prefix).state().checkpoints]
+        return [checkpoint.manifest for checkpoint in self._ledger.state().checkpoints]
 
     def load(self, checkpoint: str) -> ResumePoint:
         return verified(self.store, checkpoint, self.scratch, (self.rank, self.world))
@@ -190,8 +196,7 @@ class StoreIO:
             text = "".join(json.dumps(row) + "\n" for row in rows)
             self.store.put(f"{self.task.prefix}/metrics.jsonl", text.encode())
         manifest = {"folder": prefix, "files": files}
-        ledger = Ledger(self.store, self.task.prefix)
-        ledger.append("completed", self.task.token, manifest=manifest, summary=summary, train_s=train_s)
+        self._ledger.append("completed", self.task.token, manifest=manifest, summary=summary, train_s=train_s)
 
     def map(self, function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
         assert self._mapper is not None, "a training stage maps nothing"

@@ -34,7 +34,11 @@ class Watchdog:
     def _run(self) -> None:
         while not self._stop.wait(min(1.0, self.limit_s / 4)):
             if time.monotonic() - self._beat > self.limit_s:
-                self.hung(f"no step came to an end for {self.limit_s:g} s\n{stacks()}")
+                try:
+                    text = stacks()
+                except OSError as error:  # no room for a temporary file
+                    text = f"the stacks could not be taken: {error}"
+                self.hung(f"no step came to an end for {self.limit_s:g} s\n{text}")
                 return
 
 

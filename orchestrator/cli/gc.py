@@ -5,17 +5,17 @@ import math
 
 from rich.table import Table
 
+from orchestrator.cli.commands import reachable
 from orchestrator.cli.watch import console_for_output
 from orchestrator.gc import collect
 from orchestrator.plan import read_mappings, stage_prefix
 from orchestrator.spec import load_spec
-from orchestrator.store import open_store
 
 
 def gc(options: argparse.Namespace) -> int:
     """options: experiment, dry_run. All stages that this experiment ever ran under a name count, as last recorded."""
     experiment = load_spec(options.experiment)
-    store = open_store(experiment.storage)
+    store = reachable(experiment)
     names: dict[str, list[str]] = {}
     for name, body in read_mappings(store, experiment.name).items():
         names.setdefault(stage_prefix(body["identity"]["kind"], body["fingerprint"]), []).append(name)

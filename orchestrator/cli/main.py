@@ -9,6 +9,7 @@ from modeling.errors import UserError
 from orchestrator.cli import commands
 from orchestrator.cli.gc import gc
 from orchestrator.cli.run import run
+from orchestrator.errors import StorageTransient
 
 
 def parser() -> argparse.ArgumentParser:
@@ -61,6 +62,9 @@ def main(arguments: list[str] | None = None) -> int:
         return options.function(options)
     except UserError as error:
         print(f"stageline: {error}", file=sys.stderr)
+        return 2
+    except StorageTransient as error:
+        print(f"stageline: the store does not answer: {error} → try again when it is up", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\nstageline: interrupted; run again to go on from the last checkpoints", file=sys.stderr)

@@ -26,7 +26,7 @@ from orchestrator.spec import Experiment, load_spec
 from orchestrator.store import Store, open_store
 
 UNKNOWN = ("unknown", "blocked")
-LEAVE_S = 30.0  # after which a stage that has not stopped is left behind
+LEAVE_S = 600.0  # after which a stage that has not stopped is left behind; a second signal leaves at once
 
 
 def run(options: argparse.Namespace) -> int:
@@ -109,7 +109,7 @@ def _run_rest(
         def look(names: set[str]) -> None:
             try:
                 watch(names)
-            except StorageTransient as error:
+            except (StorageTransient, UserError) as error:  # one refused look ends nothing
                 watch.event("storage", f"does not answer; what runs goes on: {error}")
 
         with watch:
@@ -141,7 +141,7 @@ def _stopped(error: BaseException) -> bool:
 
 def _tell_failures(experiment: Experiment, failed: dict[str, BaseException], by_name: dict[str, StagePlan]) -> int:
     from orchestrator.driver import StageFailed
-    from orchestrator.errors import ErrorClass
+    from orchestrator.errors import ErrorClass, classify, one_line
     from orchestrator.graph import blocked_by
 
     code = 2
@@ -152,10 +152,12 @@ def _tell_failures(experiment: Experiment, failed: dict[str, BaseException], by_
         elif isinstance(error, StageFailed) and error.error_class is ErrorClass.fenced:
             print(f"stageline: stage {name} stopped: {error.reason} → run again to reuse its result", file=sys.stderr)
         else:
-            code = 1
-            traceback.print_exception(cause)
+            code, kind = 1, classify(cause)
             reason = f" ({error.reason})" if isinstance(error, StageFailed) else ""
-            print(f"stageline: stage {name} failed{reason}; see: stageline logs", file=sys.stderr)
+            logs = f"stageline logs {experiment.path} {name}"
+            print(f"stageline: stage {name} failed: {kind}: {one_line(cause, kind)}{reason} → {logs}", file=sys.stderr)
+            if kind is ErrorClass.bug:
+                traceback.print_exception(cause)
     for name, culprit in blocked_by(experiment.needs, failed).items():
         print(f"stageline: stage {name} did not start, it needs {culprit}", file=sys.stderr)
     return code

@@ -247,13 +247,6 @@ class Driver:
             time.sleep(0.02)
         raise AssertionError(f"no step {step} of {stage}:\n{self.output}")
 
-    def wait_for_end_of_attempt(self, number: int, stage: str = "full_finetune") -> None:
-        """Waits until so many attempts have ended, as the ledger says."""
-        until = time.monotonic() + PATIENCE_S
-        while sum(a.ended is not None for a in self.experiment.account(stage).attempts) < number:
-            assert self.process.poll() is None and time.monotonic() < until, self.output
-            time.sleep(0.02)
-
     def kill(self) -> None:
         """kill -9 of the driver; then everything it had started has to end by itself."""
         self.descendants()

@@ -4,16 +4,16 @@ import random
 import re
 import time
 
-from harness import EVERY, SEED, STEPS, assert_lineage
+from harness import EVERY, LONGER, LONGER_STEPS, SEED, assert_lineage
 
 MESSAGE = "stageline: interrupted; run again to go on from the last checkpoints"
 AT_ONCE_S = 30  # of which Ray takes a few for its own end
 
 
-def test_sigterm_then_ctrl_c_then_to_the_end(before_finetune, undisturbed, start):
+def test_sigterm_then_ctrl_c_then_to_the_end(before_finetune, longer, start):
     experiment = before_finetune
 
-    driver = start(experiment)
+    driver = start(experiment, *LONGER)
     driver.wait_for_checkpoint(EVERY)
     began = time.monotonic()
     assert driver.terminate() == 130
@@ -21,24 +21,24 @@ def test_sigterm_then_ctrl_c_then_to_the_end(before_finetune, undisturbed, start
     assert MESSAGE in driver.output
     assert "Traceback" not in driver.output
 
-    driver = start(experiment)
+    driver = start(experiment, *LONGER)
     driver.wait_for_checkpoint(4 * EVERY)
-    running = experiment.without_ray("status")  # beside the driver, from storage alone
-    assert re.search(r"^full_finetune +full_finetune +running +\d+/100 +\d\.\d{4} +[4-9]\d +2 ", running.stdout, re.M)
+    running = experiment.without_ray("status", *LONGER)  # beside the driver, from storage alone
+    assert re.search(r"^full_finetune +full_finetune +running +\d+/400 +\d\.\d{4} +\d+ +2 ", running.stdout, re.M)
     assert driver.interrupt() == 130
     assert MESSAGE in driver.output
     assert "Traceback" not in driver.output
     state = experiment.state("full_finetune")
     assert state.completed is None
-    assert state.furthest < STEPS
+    assert state.furthest < LONGER_STEPS
     assert {failure.error_class for failure in state.failures} == {"preempted"}, "an interrupted stage has not failed"
 
-    experiment.run()
+    experiment.run(*LONGER)
     assert experiment.state("full_finetune").attempts == 3
     assert_lineage(experiment)
     attempts = [row["attempt"] for row in experiment.rows()]
     assert list(dict.fromkeys(attempts)) == ["e0001a0001", "e0002a0001", "e0003a0001"]
-    assert experiment.weights() == undisturbed.weights()
+    assert experiment.weights() == longer.weights()
 
 
 def test_sigterm_while_ray_starts(before_finetune, start):

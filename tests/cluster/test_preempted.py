@@ -4,8 +4,9 @@ import random
 import re
 import time
 
-from harness import EVERY, SEED, assert_lineage
+from harness import EVERY, LONGER, SEED, assert_lineage
 
+from orchestrator.control import POLL_S
 from orchestrator.errors import ErrorClass
 
 
@@ -17,21 +18,21 @@ def assert_nothing_lost(experiment, undisturbed, causes: dict[str, int]) -> None
     assert experiment.weights() == undisturbed.weights()
 
 
-def test_a_notice_with_a_deadline(before_finetune, undisturbed, start):
+def test_a_notice_with_a_deadline(before_finetune, longer, start):
     """Safety save at once, on with the training, a last save, and a new attempt within the same run."""
     rng = random.Random(SEED + 2)
-    driver = start(before_finetune)
+    driver = start(before_finetune, *LONGER)
     driver.wait_for_checkpoint(EVERY)  # so that it knows what a save takes
     time.sleep(rng.uniform(0, 0.3))
     told = before_finetune.without_ray("preempt", "--deadline", "2.5")
     step = before_finetune.state("full_finetune").checkpoints[0].step
     assert told.returncode == 0 and "told full_finetune: 2.5 s until the end" in told.stdout
-    began = time.monotonic()
-    driver.wait_for_end_of_attempt(1)
-    assert time.monotonic() - began < 2.5 + 1.5, "it was to be over by then"
+    began = time.time()
     assert driver.wait() == 0
     driver.assert_no_orphans()
-    assert_nothing_lost(before_finetune, undisturbed, {"preempted": 1})
+    assert_nothing_lost(before_finetune, longer, {"preempted": 1})
+    saves = [e.time for e in before_finetune.entries("full_finetune") if e.type == "checkpoint" and e.token == (1, 1)]
+    assert saves[-1] - began < 2.5 + POLL_S, "it was to be saved by then, counted from when rank 0 looked"
     first, second = before_finetune.account("full_finetune").attempts
     assert first.reached == second.resumed_from > step, "it trained on for a while"
     status = before_finetune.without_ray("status").stdout
@@ -44,16 +45,16 @@ def test_nothing_runs_so_nothing_is_preempted(undisturbed):
     assert done.returncode == 2 and "no training stage is running" in done.stderr
 
 
-def test_sigterm_saves_and_stops_and_run_goes_on(before_finetune, undisturbed, start):
-    driver = start(before_finetune, "stages.full_finetune.checkpoint.every=1000")
+def test_sigterm_saves_and_stops_and_run_goes_on(before_finetune, longer, start):
+    driver = start(before_finetune, *LONGER, "stages.full_finetune.checkpoint.every=1000")
     driver.wait_for_step(random.Random(SEED + 3).randint(3, 60))
     assert driver.terminate() == 130
     assert "the running stages save and stop" in driver.output and "Traceback" not in driver.output
     (failure,) = before_finetune.state("full_finetune").failures
     assert failure.error_class is ErrorClass.preempted and "the driver got SIGTERM" in failure.message
     assert failure.step == failure.reached > 0
-    before_finetune.run()
-    assert_nothing_lost(before_finetune, undisturbed, {"preempted": 1})
+    before_finetune.run(*LONGER)
+    assert_nothing_lost(before_finetune, longer, {"preempted": 1})
 
 
 def test_a_worker_that_hangs_is_told_with_stacks_and_replaced(before_finetune, undisturbed, start):

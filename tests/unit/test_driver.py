@@ -328,7 +328,33 @@ def test_the_size_of_an_attempt_is_what_there_is_room_for(world, monkeypatch, de
     world.run(LostNode("a node went"), name="mlp_warmup", room=lambda resources: rooms.pop(0))
     assert [task.workers for task in world.tasks[1:]] == [2, 3]
     attempts = [e.fields["workers"] for e in world.ledger("mlp_warmup").entries() if e.type == "attempt"]
-    assert attempts == [2, 3] and delays[0] == 0.5, "it waits where not even the smallest fits"
+    assert attempts == [2, 3] and delays[0] == driver.LOOK_S, "it waits where not even the smallest fits"
+
+
+def test_a_fixed_size_waits_for_room_tells_and_then_asks_the_cluster(world, monkeypatch, delays):
+    """One that grows on demand has to hear of it."""
+    monkeypatch.setattr(driver, "TELL_S", 0.0)
+    world.run()
+    world.run(name="mlp_warmup", room=lambda resources: 1)
+    assert world.tasks[-1].workers == 2
+    assert ("mlp_warmup", "waits for room for at least 2 workers, there is room for 1") in world.events
+
+
+def test_asked_to_stop_between_two_attempts_no_other_one_starts(world, monkeypatch):
+    stop = Stop()
+    monkeypatch.setattr(Stop, "wait", lambda self, seconds: self.set())
+    with pytest.raises(StageFailed) as caught:
+        world.run(LostNode("a node went"), stop=stop)
+    assert caught.value.error_class is ErrorClass.preempted and len(world.tasks) == 1
+
+
+def test_a_store_that_is_away_for_long_ends_no_stage(world, monkeypatch):
+    """An upload gave up, and the driver has to wait for the same store before it can decide anything."""
+    patience = []
+    monkeypatch.setattr(driver, "with_patience", lambda store, seconds: patience.append(seconds) or store)
+    world.run(StorageTransient("away"))
+    assert min(patience) > 120.0 * 2, "longer than an upload has patience"
+    assert world.ledger().state().completed is not None
 
 
 def test_room_for_more_asks_the_attempt_to_stop(world, monkeypatch):

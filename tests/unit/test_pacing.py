@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.pacing import LONGEST_S, MTBF_S, SHORTEST_S, Pacer, failure_interval
+from orchestrator.pacing import BESIDE, LONGEST_S, MTBF_S, SHORTEST_S, Pacer, failure_interval
 from stages.io import Signal
 
 
@@ -63,22 +63,22 @@ def test_what_falls_due_during_a_save_is_put_off_not_lost():
 def test_auto_weighs_the_cost_of_a_save_against_the_failures():
     cheap, dear = Attempt("auto"), Attempt("auto")
     cheap.pacer.saved(0.02, 1.0)
-    dear.pacer.saved(2.0, 60.0)
-    assert cheap.pacer.interval_s() == pytest.approx(math.sqrt(2 * 0.02 * MTBF_S))
+    dear.pacer.saved(2.0, 100.0)
+    assert cheap.pacer.interval_s() == pytest.approx(math.sqrt(2 * (0.02 + BESIDE * 1.0) * MTBF_S))
     assert dear.pacer.interval_s() == pytest.approx(10 * cheap.pacer.interval_s())
     often = Attempt("auto", mtbf_s=failure_interval(9, 3600.0))
     often.pacer.saved(2.0, 60.0)
     assert often.pacer.interval_s() < dear.pacer.interval_s()
     free, never = Attempt("auto"), Attempt("auto", mtbf_s=1e12)
-    free.pacer.saved(0.0, 1.0)
+    free.pacer.saved(0.0, 0.01)
     assert (free.pacer.interval_s(), never.pacer.interval_s()) == (SHORTEST_S, LONGEST_S)
 
 
 def test_auto_saves_by_time():
-    attempt = Attempt("auto", step_s=1.0, mtbf_s=1000.0)  # at first sqrt(2 · 5 · 1000) = 100 s
+    attempt = Attempt("auto", step_s=1.0, save_s=0.3, mtbf_s=1000.0)  # at first sqrt(2 · 5 · 1000) = 100 s
     attempt.run(101)
     assert attempt.saves == [100]
-    attempt.run(40)  # a save was measured by now: it costs 0.01 s, so every 10 s
+    attempt.run(40)  # a save was measured by now: it costs 0.04 s, so every 10 s
     assert attempt.saves[1:] == [110, 120, 130, 140]
 
 

@@ -69,6 +69,7 @@ def caused(outer: Exception, by: Exception) -> Exception:
         (GLOO, "lost_node"),
         (ACTOR_DIED, "lost_node"),
         ("NodeDiedError", "lost_node"),
+        ("ray.train.ControllerError: x\nWorkerGroupStartupTimeoutError: no room in 20 s", "lost_node"),
         ("Worker exit type: SYSTEM_ERROR; killed by SIGKILL", "lost_node"),
         ("ray.train.PreemptionError: Training was interrupted by node preemption", "preempted"),
         ("botocore.exceptions.ClientError: An error occurred (SlowDown) when calling PutObject", "storage_transient"),

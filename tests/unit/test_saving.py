@@ -60,6 +60,23 @@ def test_no_weight_changes_before_the_snapshot_is_taken(saver, weights, monkeypa
     assert step == 3 and told >= stall
 
 
+def test_nothing_is_committed_before_every_ranks_file_is_stored(saver, monkeypatch):
+    """That a rank has stored its file travels with a step; all ranks then gather at the same one."""
+    go, put = threading.Event(), saver.io.put_shard
+    monkeypatch.setattr(saver.io, "put_shard", lambda *a: (go.wait(10), put(*a))[1])
+    saver.start(3, {}, 1.0)
+    saver.settle()
+    assert not saver.uploaded()
+    other = threading.Thread(target=saver.gather)  # too early: it waits for its own file
+    other.start()
+    time.sleep(0.1)
+    assert other.is_alive() and saver.io.committed == []
+    go.set()
+    other.join()
+    saver.finish()
+    assert [step for step, _ in saver.io.committed] == [3] and 3 in saver.io.stored
+
+
 def test_a_save_that_failed_is_raised_in_the_training(saver, monkeypatch):
     def fails(*_):
         raise OSError("no space left")

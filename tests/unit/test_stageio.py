@@ -327,6 +327,34 @@ def test_a_request_to_stop_is_followed_once_and_says_why(world, monkeypatch):
     assert not later.tick(11, 10**6, {"time/step": 0.001}).stop, "the request was to the attempt before"
 
 
+def test_a_deadline_that_comes_nearer_is_heard(world, monkeypatch):
+    """A rebalance recommendation that is followed by an interruption: the same node, the same reason, sooner."""
+    monkeypatch.setattr(courier, "POLL_S", 0.0)
+    notices = [(300.0, "node x is being drained")]
+    io = world.attempt(notices=lambda: notices[-1])
+    safety = ticks_until(io, 1, lambda signal: signal.save)
+    assert not io.tick(safety + 1, 10**6, {"time/step": 0.001}).stop
+    notices.append((299.5, "node x is being drained"))  # no news: both were asked a moment apart
+    notices.append((0.5, "node x is being drained"))
+    ticks_until(io, safety + 2, lambda signal: signal.stop)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_rank_that_hangs_ends_even_where_its_stacks_cannot_be_stored(world, monkeypatch, fails):
+    codes = []
+    monkeypatch.setattr(stageio.os, "_exit", codes.append)
+    monkeypatch.setattr(stageio, "OTHERS_S", 0.0)
+    io = world.attempt()
+    if fails:
+        monkeypatch.setattr(world.store, "put", lambda *_: (_ for _ in ()).throw(StorageTransient("away")))
+        with pytest.raises(StorageTransient):
+            io.hung("where it stood")
+    else:
+        io.hung("where it stood")
+        assert world.logs().endswith("where it stood")
+    assert codes == [stageio.HUNG_EXIT_CODE] and not io.scratch.exists()
+
+
 def test_the_ledger_tells_where_an_attempt_started(world):
     io = world.attempt()
     io.tick(31, 100, {"time/step": 0.001})
