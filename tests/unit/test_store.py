@@ -54,6 +54,16 @@ def test_a_create_succeeds_once(store):
     assert store.get("k") == b"first"
 
 
+def test_a_run_of_objects_ends_at_the_first_that_is_missing(store):
+    keys = [f"run/{number:04d}" for number in range(60)]
+    assert store.get_run(keys) == []
+    for number in [*range(40), 45]:
+        store.put(keys[number], str(number).encode())
+    assert store.get_run(keys) == [str(number).encode() for number in range(40)]
+    assert store.get_run(keys[:3]) == [b"0", b"1", b"2"] and store.get_run(keys[45:46]) == [b"45"]
+    assert store.get_run(keys[40:41]) == []
+
+
 def test_list_takes_any_prefix_and_sorts(store):
     for key in ("b/2", "b/10", "b/1/x", "a", "bc"):
         store.put(key, b"")
