@@ -7,8 +7,9 @@ At every notice (a file, read by the node's agent, which has Ray drain the node)
 that replaces its machines; the training saves, goes on, saves last, stops, and starts again on the nodes that stay. The
 announced one is killed with all its workers at the deadline, 30 s after the notice. At the end the driver gets SIGTERM,
 and `stageline status` says what the time went into (orchestrator/accounts.py). Prints per notice the steps lost and the
-seconds to resume; writes FILE.json and, where matplotlib is installed, the timeline of the attempts as FILE.png. Exit
-code 1 where the goodput is below 0.90, a step was lost, or an attempt ended for another cause.
+seconds to resume; writes FILE.json and, where matplotlib is installed (the extra `benchmarks`), the timeline of the
+attempts as FILE.png. Exit code 1 where the goodput is below 0.90, a step was lost, or an attempt ended for another
+cause.
 """
 
 import argparse
