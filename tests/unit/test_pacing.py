@@ -108,7 +108,7 @@ def test_a_notice_without_time_stops_at_the_next_step():
     assert attempt.run(3) and attempt.step == 5 and attempt.saves == [5]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     step_s=st.floats(0.01, 3.0), save_s=st.floats(0.01, 8.0), notice_s=st.floats(30.0, 120.0),
     before=st.integers(1, 40), every=st.sampled_from(["auto", 3, 50]),
