@@ -8,7 +8,7 @@ from simulation import World, told
 from simulation_checks import INVARIANTS
 from simulation_mutations import MUTATIONS, first_failure
 
-SEEDS = range(120)  # benchmarks/simulate.py runs thousands
+SEEDS = range(250)  # benchmarks/simulate.py runs thousands
 
 
 def test_nothing_is_lost_in_any_interleaving():
