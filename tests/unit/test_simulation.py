@@ -8,12 +8,13 @@ from simulation import World, told
 from simulation_checks import INVARIANTS
 from simulation_mutations import MUTATIONS, first_failure
 
-SEEDS = range(250)  # benchmarks/simulate.py runs thousands
+SEEDS = range(250)  # at most, until a mutation is found; benchmarks/simulate.py runs thousands
+WITHOUT_HARM = range(180)
 
 
 def test_nothing_is_lost_in_any_interleaving():
-    seen = sum((run(seed).counts for seed in SEEDS), start=World(0).counts)
-    assert seen["operations"] > 100 * len(SEEDS)
+    seen = sum((run(seed).counts for seed in WITHOUT_HARM), start=World(0).counts)
+    assert seen["operations"] > 100 * len(WITHOUT_HARM)
     for what in (
         "kills",
         "stops",
