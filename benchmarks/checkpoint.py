@@ -20,7 +20,10 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from itertools import count
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 
@@ -152,7 +155,24 @@ def prepare(folder: Path, options: argparse.Namespace):
     return store, task
 
 
-def train(task: Task, variant: str, save_every_s: float) -> TimedIO:
+def alone(function: Callable, *arguments):
+    """The function's result and its peak memory in GB, from a process of its own: DeepSpeed never lets a model go."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        return pool.submit(_in_group, function, *arguments).result()
+
+
+def _in_group(function: Callable, *arguments):
+    torch.set_num_threads(os.cpu_count() or 1)
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        os.environ["MASTER_PORT"] = str(free.getsockname()[1])
+    dist.init_process_group("gloo")
+    return function(*arguments), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+
+
+def train(task: Task, variant: str, save_every_s: float) -> tuple[list[float], list[float]]:
+    """When every step ended, and the stall of every save; seconds."""
     io = TimedIO(task, None if variant == "none" else save_every_s)
     trainer = Trainer(io)
     trainer.saver = SAVERS[variant](io, trainer.engine)
@@ -160,7 +180,7 @@ def train(task: Task, variant: str, save_every_s: float) -> TimedIO:
     trainer.finish = lambda *_: None
     trainer.run()
     io.close()
-    return io
+    return io.ends, [stall for stall in io.stalls if stall > 0]
 
 
 def main() -> int:
@@ -174,24 +194,18 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
-    torch.set_num_threads(os.cpu_count() or 1)
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        os.environ["MASTER_PORT"] = str(free.getsockname()[1])
-    dist.init_process_group("gloo")
     store, task = prepare(options.folder, options)
     figures: dict[str, list[dict]] = {name: [] for name in SAVERS}
     last = ""
     for number in range(options.rounds):
         for variant in list(SAVERS) if number % 2 == 0 else list(SAVERS)[::-1]:
             made = task()
-            io = train(made, variant, options.save_every)
-            seconds = io.ends[-1] - io.ends[0]
-            saves = [stall for stall in io.stalls if stall > 0]
+            (ends, saves), peak = alone(train, made, variant, options.save_every)
+            seconds = ends[-1] - ends[0]
             size = sum(store.size(key) for key in store.list(f"{made.prefix}/checkpoints/"))
-            figures[variant].append({"seconds": seconds, "stalls": saves, "bytes": size})
-            print(f"round {number} {variant}: {seconds:.1f} s, {len(saves)} saves, stalls {saves}, {size / 1e9:.2f} GB")
+            run = {"seconds": seconds, "stalls": saves, "bytes": size, "peak_memory_gb": peak}
+            figures[variant].append(run)
+            print(f"round {number} {variant}: {json.dumps(run)}", flush=True)
             if variant == "behind":
                 last = made.prefix
             else:
@@ -200,7 +214,7 @@ def main() -> int:
     report = {
         "date": time.strftime("%Y-%m-%d"), "machine": f"{platform.processor() or platform.machine()}, "
         f"{os.cpu_count()} cores", "seed": 0, "options": {k: str(v) for k, v in vars(options).items()},
-        "peak_memory_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6,
+        "peak_memory_gb": {name: max(run["peak_memory_gb"] for run in runs) for name, runs in figures.items()},
     }  # fmt: skip
     for variant in ("behind", "synchronous"):
         runs = figures[variant]
@@ -208,7 +222,7 @@ def main() -> int:
         slow = median(run["seconds"] for run in runs) / base - 1
         report[variant] = {"saves": [len(run["stalls"]) for run in runs], "stall": stall, "slowdown": slow,
                            "stall_s": median(s for run in runs for s in run["stalls"])}  # fmt: skip
-    report["resume_s"] = resume_times(store, task, last)
+    report["resume_s"] = alone(resume_times, task(last))[0]
     print(json.dumps(report, indent=1))
     if options.output:
         options.output.write_text(json.dumps(report | {"runs": figures}, indent=1))
@@ -220,10 +234,9 @@ def main() -> int:
     return 0 if holds else 1
 
 
-def resume_times(store, task, prefix: str) -> dict[str, list[float]]:
+def resume_times(made: Task) -> dict[str, list[float]]:
     """Seconds to load, and to have the first row, from the oldest and from the newest checkpoint."""
     out = {}
-    made = task(prefix)
     io = TimedIO(made, None)
     trainer = Trainer(io)
     names = io.checkpoints()

@@ -47,7 +47,7 @@ defaults:
   resources: {{workers: 2, cpus: 1}}
 stages:
   mix_data: {{kind: prepare, data: mix}}
-  mlp_warmup: {{needs: [mix_data], steps: 20, lr: 1e-3}}
+  mlp_warmup: {{needs: [mix_data], steps: 200, lr: 1e-3}}
   full_finetune: {{needs: [mix_data, mlp_warmup], steps: 4, lr: 1e-3}}
 """
 PLAIN = """

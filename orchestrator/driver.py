@@ -28,7 +28,7 @@ from stages.params import Resources
 
 SETTLE_S = 3.0  # for the resources of an attempt that ended to come free, before a smaller one is taken
 TELL_S = 10.0  # of waiting for room before it is told
-LOOK_S = 0.2  # between two looks for room
+LOOK_S, LATE_LOOK_S = 0.05, 0.5  # between two looks for room, before and after SETTLE_S
 STORE_PATIENCE_S = 900.0  # of the driver with a store that is away: nobody is served by its giving up sooner
 
 
@@ -119,7 +119,7 @@ def _attempts(
             storage=store.url, prefix=job.prefix, stage=name, kind=job.stage.kind_name,
             fingerprint=job.fingerprint, params=params, model=job.experiment.model, sources=job.experiment.data,
             parents=parent_refs(store, job), token=token,
-            keep=params.checkpoint.keep if job.stage.kind.trains else 1, workers=workers,
+            keep=params.checkpoint.keep if job.stage.kind.trains else 1, workers=workers, followers=followers(job),
         )  # fmt: skip
         error: BaseException | None = None
         try:
@@ -152,6 +152,12 @@ def _attempts(
         stop.wait(decision.delay_s)
 
 
+def followers(job: Job) -> int:
+    """Workers of the largest training stage that needs this one; 0 where there is none."""
+    needing = [s.params for s in job.experiment.stages.values() if s.kind.trains and job.stage.name in s.params.needs]
+    return max((params.resources.most for params in needing), default=0)
+
+
 def _size(
     name: str,
     resources: Resources,
@@ -173,7 +179,7 @@ def _size(
             events(name, f"waits for room for at least {resources.least} workers, there is room for {free}")
             if resources.least == resources.most:
                 return resources.most
-        stop.wait(LOOK_S)
+        stop.wait(LOOK_S if waited < SETTLE_S else LATE_LOOK_S)
     raise StageFailed(name, ErrorClass.preempted, RuntimeError("stopped"), "the driver was stopped")
 
 

@@ -15,6 +15,7 @@ input does.
 """
 
 import array
+import atexit
 import contextlib
 import gc
 import importlib
@@ -26,8 +27,9 @@ import shutil
 import signal
 import socket
 import sys
+import threading
 import traceback
-from typing import Any
+from typing import Any, NoReturn
 
 REQUEST_S = 10.0  # for a client to send its request once it was greeted
 # What a worker imports until its first step. torch.optim imports torch._dynamo, DeepSpeed's initialize torch._inductor.
@@ -133,7 +135,7 @@ def receive(connection: socket.socket, files: list[int]) -> dict[str, Any]:
     return json.loads(data)
 
 
-def become(request: dict[str, Any], files: list[int]) -> None:
+def become(request: dict[str, Any], files: list[int]) -> NoReturn:
     """Run the request's script in this process, as `python SCRIPT ARGUMENTS...` would."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, request["blocked"])
@@ -149,7 +151,31 @@ def become(request: dict[str, Any], files: list[int]) -> None:
     reseed()
     sys.argv = request["argv"]
     sys.path.insert(0, os.path.dirname(sys.argv[0]))
-    runpy.run_path(sys.argv[0], run_name="__main__")
+    code: Any = 0
+    try:
+        runpy.run_path(sys.argv[0], run_name="__main__")
+    except SystemExit as left:
+        code = left.code
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    leave(code)
+
+
+def leave(code: Any) -> NoReturn:
+    """End this process as multiprocessing ends those it forked: threads joined, exit functions run, output flushed.
+
+    But nothing freed: to free every module of the server's takes half a second, in which a stage could start.
+    """
+    threading._shutdown()  # pyright: ignore[reportAttributeAccessIssue]
+    atexit._run_exitfuncs()
+    if code is not None and not isinstance(code, int):  # sys.exit("a message")
+        print(code, file=sys.stderr)
+        code = 1
+    with contextlib.suppress(OSError, ValueError):  # a closed pipe
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit((code or 0) & 0xFF)
 
 
 def reseed() -> None:

@@ -5,6 +5,7 @@ KeyError like a lost node, at once, with budgets in memory only, and its snapsho
 What Ray returns is only an error to classify; what counts is in the ledger (docs/design.md, "Attempts").
 """
 
+import logging
 import os
 import socket
 import tempfile
@@ -12,7 +13,9 @@ import threading
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 # Read by Ray when it is imported or started: poll the worker group five times a second, not every two seconds
@@ -28,14 +31,25 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")
 
 from modeling.errors import UserError
 from orchestrator import warmup
+from orchestrator.ahead import Ahead
 from orchestrator.checkpoints import token_name
 from orchestrator.courier import Notice
-from orchestrator.errors import Fenced, Preempted, user_error
+from orchestrator.errors import Fenced, Preempted, StorageTransient, user_error
+from orchestrator.ledger import Ledger
 from orchestrator.stageio import StoreIO, Task
+from orchestrator.store import open_store
 from stages.kinds import KINDS
 from stages.params import Resources
 
 NO_DEADLINE_S = 60.0  # a drain that names no deadline: it waits for the work to end
+# what an idle worker imports of ray before it is asked for anything; it touches no accelerator
+PRELOADED = "orchestrator.launch,ray.train.torch,ray.train.v2._internal.execution.controller.controller,ray.util.state"
+OVER_LOOK_S = 0.05  # between two looks whether a worker group is over
+LATE_S = 5.0  # for the last fit() to end when Ray is stopped
+
+log = logging.getLogger(__name__)
+
+_fits: list[Future[None]] = []  # of this process
 
 
 def start_ray(address: str | None) -> dict[str, float]:
@@ -55,6 +69,8 @@ def start_ray(address: str | None) -> dict[str, float]:
                 ray.shutdown()  # a job's runtime environment is given when it connects
                 ray.init(address=address, runtime_env=warmup.start(), **common)
         else:
+            os.environ.setdefault("RAY_preload_python_modules", PRELOADED)
+            os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "8")  # not one per core: see ahead.py
             environment = warmup.start()  # imports while Ray starts
             local: dict[str, Any] = {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
             ray.init(address="local", runtime_env=environment, **local, **common)
@@ -80,6 +96,7 @@ def _connect(address: str, **common: Any) -> None:
 def stop_ray() -> None:
     import ray
 
+    wait(_fits, LATE_S)
     ray.shutdown()
     warmup.stop()
 
@@ -125,33 +142,79 @@ def run_attempt(task: Task, stopping: Callable[[], bool] = lambda: False) -> Non
 
 
 def _fit(task: Task) -> None:
+    """One fit() to its end, or to that of its worker group where the result is committed by then: all that is left is
+    that Ray waits for its own cleaner, half a second on average, and that goes on beside the next stage."""
+    folder = tempfile.TemporaryDirectory(prefix="stageline-ray-")
+    over, environment = Path(folder.name) / "over", Path(folder.name) / "environment"
+    pool = ThreadPoolExecutor(1, "fit")
+    fit = pool.submit(_train, task, over, environment)
+    pool.shutdown(wait=False)
+    _fits.append(fit)
+    fit.add_done_callback(_fits.remove)
+    fit.add_done_callback(lambda _: folder.cleanup())
+    ahead = Ahead(task, environment) if warmup.running() else None
+    while not over.exists() and not fit.done():
+        wait([fit], OVER_LOOK_S)
+        if ahead:
+            ahead.look()
+    if not fit.done() and _committed(task):
+        return fit.add_done_callback(_tell_late)
+    try:
+        fit.result()
+    except Exception as error:
+        mistake = user_error(error)
+        if mistake is None:
+            raise
+        raise mistake from None  # `error` holds it: as its cause it would close a ring
+
+
+def _committed(task: Task) -> bool:
+    try:
+        return Ledger(open_store(task.storage), task.prefix).state().completed is not None
+    except StorageTransient:  # fit() says what there is to say
+        return False
+
+
+def _tell_late(fit: Future[None]) -> None:
+    if error := fit.exception():
+        log.warning("after its result was committed an attempt ended with %r", error)
+
+
+def _train(task: Task, over: Path, environment: Path) -> None:
+    """Ray Train's fit(). On this machine, where Ray runs its controller, it makes two files. environment: the workers'
+    runtime environment, once they run; over: once none is left."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.v2._internal.execution.callback import WorkerGroupCallback  # the public ones tell of no end
+
+    class Tell(WorkerGroupCallback):
+        def after_worker_group_start(self, worker_group: Any) -> None:
+            import ray
+
+            part = environment.with_suffix(".part")
+            part.write_text(ray.get_runtime_context().get_runtime_env_string())
+            part.rename(environment)
+
+        def after_worker_group_shutdown(self, worker_group_context: Any) -> None:
+            over.touch()
 
     resources: Resources = task.params.resources
-    with tempfile.TemporaryDirectory(prefix="stageline-ray-") as folder:
-        trainer = TorchTrainer(
-            _work,
-            train_loop_config={"task": task},
-            torch_config=TorchConfig(backend="nccl" if resources.gpus else "gloo"),
-            scaling_config=ScalingConfig(
-                num_workers=task.workers,
-                use_gpu=resources.gpus > 0,
-                resources_per_worker={"CPU": resources.cpus, **({"GPU": resources.gpus} if resources.gpus else {})},
-            ),
-            run_config=RunConfig(
-                name=f"{task.stage}-{task.fingerprint[:16]}-{token_name(task.token)}",
-                storage_path=folder,
-                failure_config=FailureConfig(max_failures=0, max_preemption_failures=0, controller_failure_limit=0),
-            ),
-        )
-        try:
-            trainer.fit()
-        except Exception as error:
-            mistake = user_error(error)
-            if mistake is None:
-                raise
-            raise mistake from None  # `error` holds it: as its cause it would close a ring
+    TorchTrainer(
+        _work,
+        train_loop_config={"task": task},
+        torch_config=TorchConfig(backend="nccl" if resources.gpus else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=task.workers,
+            use_gpu=resources.gpus > 0,
+            resources_per_worker={"CPU": resources.cpus, **({"GPU": resources.gpus} if resources.gpus else {})},
+        ),
+        run_config=RunConfig(
+            name=f"{task.stage}-{task.fingerprint[:16]}-{token_name(task.token)}",
+            storage_path=str(over.parent),
+            failure_config=FailureConfig(max_failures=0, max_preemption_failures=0, controller_failure_limit=0),
+            callbacks=[Tell()],  # pyright: ignore[reportArgumentType]
+        ),
+    ).fit()
 
 
 def _work(config: dict[str, Any]) -> None:

@@ -67,6 +67,7 @@ def run_all(
                 beside = [experiment.stages[other] for other in running.values()]
                 if fits(experiment.stages[name], beside, available):
                     running[pool.submit(start, name)] = name
+            watch(set(running.values()))
             if not running:
                 break
             finished, _ = wait(running, timeout=POLL_S, return_when=FIRST_COMPLETED)
@@ -77,7 +78,6 @@ def run_all(
                     done.add(name)
                 else:
                     failed[name] = error
-            watch(set(running.values()))
     finally:
         pool.shutdown(wait=False, cancel_futures=True)  # nothing runs by now, unless the user interrupted
     return failed

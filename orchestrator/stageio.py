@@ -59,6 +59,7 @@ class Task:
     token: tuple[int, int]
     keep: int = 3  # checkpoints
     workers: int = 1
+    followers: int = 0  # workers of the training stage that can start after this one; 0 where there is none
 
 
 class StoreIO:

@@ -31,6 +31,10 @@ def start() -> dict[str, str]:
     return {"py_executable": _server.py_executable}
 
 
+def running() -> bool:
+    return _server is not None
+
+
 def stop() -> None:
     """End it where there is one, after Ray: what asks from now on starts slowly."""
     global _server

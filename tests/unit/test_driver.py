@@ -328,7 +328,7 @@ def test_the_size_of_an_attempt_is_what_there_is_room_for(world, monkeypatch, de
     world.run(LostNode("a node went"), name="mlp_warmup", room=lambda resources: rooms.pop(0))
     assert [task.workers for task in world.tasks[1:]] == [2, 3]
     attempts = [e.fields["workers"] for e in world.ledger("mlp_warmup").entries() if e.type == "attempt"]
-    assert attempts == [2, 3] and delays[0] == driver.LOOK_S, "it waits where not even the smallest fits"
+    assert attempts == [2, 3] and delays[0] == driver.LATE_LOOK_S, "it waits where not even the smallest fits"
 
 
 def test_a_fixed_size_waits_for_room_tells_and_then_asks_the_cluster(world, monkeypatch, delays):
@@ -395,3 +395,9 @@ def test_the_heartbeat_signs_off_when_the_stage_ends(world):
     prefix = world.plans["a_data"].prefix
     away = {"host": "elsewhere", "namespace": "", "pid": 1, "started": 0.0}
     assert liveness.presumed_dead(world.store, prefix, 1, away, sleep=lambda s: pytest.fail("it had to wait"))
+
+
+def test_an_attempt_knows_how_large_a_training_stage_follows(world):
+    world.run()
+    world.run(name="mlp_warmup")
+    assert {task.stage: task.followers for task in world.tasks} == {"a_data": 2, "mlp_warmup": 0}

@@ -101,3 +101,37 @@ def test_it_ends_with_its_driver(served):
     served.process.stdin.close()
     assert served.process.wait(timeout=20) == 0
     assert not served.folder.exists()
+
+
+LAST = """
+import atexit, threading, time
+atexit.register(print, "exit function")
+threading.Thread(target=lambda: (time.sleep(0.1), print("thread"))).start()
+"""
+LEAVING = """
+import os, sys
+import orchestrator.forkserver as forkserver
+forkserver.reseed = lambda: None
+request = {"argv": sys.argv[1:], "env": dict(os.environ), "cwd": os.getcwd(), "oom_score_adj": 0, "blocked": []}
+if os.fork() == 0:
+    forkserver.become(request, [os.dup(0), os.dup(1), os.dup(2)])
+sys.exit(os.waitstatus_to_exitcode(os.wait()[1]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("end", "code", "said"),
+    [
+        ("", 0, ""),
+        ("raise SystemExit(3)", 3, ""),
+        ("raise SystemExit('refused')", 1, "refused"),
+        ("raise SystemExit", 0, ""),
+        ("1 / 0", 1, "ZeroDivisionError"),
+    ],
+)
+def test_a_forked_process_ends_as_python_does(tmp_path, end, code, said):
+    """After its threads and exit functions, with its code and its output, although it frees nothing."""
+    script = tmp_path / "script.py"
+    script.write_text(LAST + end)
+    done = subprocess.run([sys.executable, "-c", LEAVING, str(script)], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (code, "thread\nexit function\n") and said in done.stderr
