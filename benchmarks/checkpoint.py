@@ -5,9 +5,10 @@
 Trains a random Qwen2 of the given size on text, one rank on all cores, through the product's own Trainer, StoreIO and
 local store, without Ray. Every variant trains the same steps from the same weights; the rounds alternate. Slowdown is
 the wall time from the end of the first step to the end of the last (with all that happens in between) over that of the
-same steps without checkpoints. At the end: resume from an early and from a late step, to see that it takes the same
-time. Prints seed, machine, sizes, figures; --output writes JSON. Exit code 1 where the stall, or the slowdown, of saves
-behind the training is above 2 %.
+same steps without checkpoints; and within a run, where a machine's drift does not reach, the time by which steps with a
+save beside them took longer than the median step without. At the end: resume from an early and from a late step, to see
+that it takes the same time. Prints seed, machine, sizes, figures; --output writes JSON. Exit code 1 where the stall, or
+the slowdown, of saves behind the training is above 2 %.
 """
 
 import argparse
@@ -22,7 +23,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from itertools import count
+from itertools import count, pairwise
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
@@ -88,12 +89,15 @@ class TimedIO(StoreIO):
     def __init__(self, task: Task, save_every_s: float | None):
         super().__init__(task)
         self.save_every_s, self.ends, self.stalls, self.asked = save_every_s, [], [], time.monotonic()
+        self.beside: list[bool] = []  # whether a save was in flight at the step's end
+        self.saving_now: Callable[[], bool] = lambda: False
 
     def tick(self, step, total, row):
         super().tick(step, total, row)
         now = time.monotonic()
         self.ends.append(now)
         self.stalls.append(row["time/checkpoint_stall"])
+        self.beside.append(self.saving_now())
         if len(self.ends) == 1:
             self.asked = now
         if self.save_every_s is None or now - self.asked < self.save_every_s:
@@ -171,16 +175,17 @@ def _in_group(function: Callable, *arguments):
     return function(*arguments), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
 
 
-def train(task: Task, variant: str, save_every_s: float) -> tuple[list[float], list[float]]:
-    """When every step ended, and the stall of every save; seconds."""
+def train(task: Task, variant: str, save_every_s: float) -> tuple[list[float], list[float], list[bool]]:
+    """When every step ended, the stall of every save, and which steps had a save beside them; seconds."""
     io = TimedIO(task, None if variant == "none" else save_every_s)
     trainer = Trainer(io)
-    trainer.saver = SAVERS[variant](io, trainer.engine)
+    saver = trainer.saver = SAVERS[variant](io, trainer.engine)
+    io.saving_now = lambda: any(work is not None for work in (saver._copy, saver._upload, saver._commit))
     io.complete = lambda *_, **__: None  # the result is not what is measured
     trainer.finish = lambda *_: None
     trainer.run()
     io.close()
-    return io.ends, [stall for stall in io.stalls if stall > 0]
+    return io.ends, [stall for stall in io.stalls if stall > 0], io.beside
 
 
 def main() -> int:
@@ -200,10 +205,13 @@ def main() -> int:
     for number in range(options.rounds):
         for variant in list(SAVERS) if number % 2 == 0 else list(SAVERS)[::-1]:
             made = task()
-            (ends, saves), peak = alone(train, made, variant, options.save_every)
-            seconds = ends[-1] - ends[0]
+            (ends, saves, beside), peak = alone(train, made, variant, options.save_every)
+            seconds, steps = ends[-1] - ends[0], [after - before for before, after in pairwise(ends)]
+            alone_s = median(s for s, flag in zip(steps, beside[1:], strict=True) if not flag)
+            extra = sum(s - alone_s for s, flag in zip(steps, beside[1:], strict=True) if flag)
             size = sum(store.size(key) for key in store.list(f"{made.prefix}/checkpoints/"))
-            run = {"seconds": seconds, "stalls": saves, "bytes": size, "peak_memory_gb": peak}
+            run = {"seconds": seconds, "stalls": saves, "bytes": size, "peak_memory_gb": peak, "steps": steps,
+                   "beside": beside[1:], "within": extra / seconds}  # fmt: skip
             figures[variant].append(run)
             print(f"round {number} {variant}: {json.dumps(run)}", flush=True)
             if variant == "behind":
@@ -220,7 +228,9 @@ def main() -> int:
         runs = figures[variant]
         stall = sum(sum(run["stalls"]) for run in runs) / sum(run["seconds"] for run in runs)
         slow = median(run["seconds"] for run in runs) / base - 1
+        within = median(run["within"] for run in runs)
         report[variant] = {"saves": [len(run["stalls"]) for run in runs], "stall": stall, "slowdown": slow,
+                           "slowdown_within_run": within,
                            "stall_s": median(s for run in runs for s in run["stalls"])}  # fmt: skip
     report["resume_s"] = alone(resume_times, task(last))[0]
     print(json.dumps(report, indent=1))

@@ -2,13 +2,16 @@
 
 transformers keeps the documents of a packed row apart only under conditions that are easy to miss
 (position_ids restarting, no cache, no mask); otherwise they leak in silence. Here the sample borders are
-passed explicitly as `segments=` and nothing is inferred. Segments of like length are stacked right-padded
-into one causal SDPA call: a real query never sees the padding behind it, so no mask is needed, and memory
-is linear in the row length. Invariant (tested): changing one sample moves no other sample's outputs.
+passed explicitly as `segments=` and nothing is inferred. On a GPU in half precision one variable-length kernel
+takes the whole row: flash-attn's where it is installed, torch's own otherwise. Elsewhere segments of like length are
+stacked right-padded into one causal SDPA call: a real query never sees the padding behind it, so no mask is needed.
+Either way memory is linear in the row length. Invariant (tested): changing one sample moves no other sample's outputs.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
+from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
@@ -21,10 +24,15 @@ WASTE = 1.25  # a group's longest segment is at most this many times its shortes
 
 @dataclass(frozen=True)
 class Segments:
-    """Where the samples of a row lie. groups: index tensors [n, longest] into the row; back: [L] into their outputs."""
+    """Where the samples of a row lie. groups: index tensors [n, longest] into the row; back: [L] into their outputs.
+
+    borders: int32 [samples + 1], from 0 to L; longest: tokens of the longest sample.
+    """
 
     groups: tuple[Tensor, ...]
     back: Tensor
+    borders: Tensor
+    longest: int
 
     @classmethod
     def of(cls, lengths: Sequence[int], device: torch.device | str = "cpu") -> "Segments":
@@ -51,10 +59,41 @@ class Segments:
             groups.append(index.to(device))
             offset += index.numel()
             first = last
-        return cls(tuple(groups), back.to(device))
+        borders = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device)
+        return cls(tuple(groups), back.to(device), borders, max(lengths))
 
     def to(self, device: torch.device) -> "Segments":
-        return Segments(tuple(group.to(device) for group in self.groups), self.back.to(device))
+        groups = tuple(group.to(device) for group in self.groups)
+        return Segments(groups, self.back.to(device), self.borders.to(device), self.longest)
+
+
+Kernel = Callable[[Tensor, Tensor, Tensor, Segments, float | None], Tensor]
+
+
+@cache
+def varlen_kernel() -> Kernel:
+    """(query [L, heads, d], key, value [L, kv_heads, d], segments, scale) -> [L, heads, d] on a GPU."""
+    try:
+        from flash_attn import flash_attn_varlen_func  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        from torch.nn.attention.varlen import varlen_attn
+
+        def torchs(q: Tensor, k: Tensor, v: Tensor, segments: Segments, scale: float | None) -> Tensor:
+            ends, longest = segments.borders, segments.longest
+            out = varlen_attn(
+                q, k, v, ends, ends, longest, longest, scale=scale, window_size=(-1, 0),
+                enable_gqa=k.shape[1] != q.shape[1],
+            )  # fmt: skip
+            assert isinstance(out, Tensor)
+            return out
+
+        return torchs
+
+    def flash(q: Tensor, k: Tensor, v: Tensor, segments: Segments, scale: float | None) -> Tensor:
+        ends, longest = segments.borders, segments.longest
+        return flash_attn_varlen_func(q, k, v, ends, ends, longest, longest, softmax_scale=scale, causal=True)
+
+    return flash
 
 
 def segment_attention(
@@ -69,6 +108,9 @@ def segment_attention(
         raise ValueError(f"attention '{NAME}' takes one packed row with segments= and no attention mask")
     repeat = query.shape[1] // key.shape[1]
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # [L, heads, d]
+    if q.is_cuda and q.dtype in (torch.bfloat16, torch.float16):
+        assert not dropout, "the recipe has no attention dropout"
+        return varlen_kernel()(q, k, v, segments, scaling).unsqueeze(0), None
     outputs = []
     for index in segments.groups:
         shape = (*index.shape, -1, q.shape[-1])

@@ -2,7 +2,8 @@
 
 The engine averages gradients over ranks and micro-steps; the caller's loss is a sum divided by the weight of the whole
 global batch, so it is multiplied by world × accumulation here to undo that: the same gradient at any world size.
-ZeRO 0 to 2. bf16 with ZeRO 0 runs as ZeRO 1, since that path of DeepSpeed keeps no mapping to fp32 masters.
+ZeRO 0 to 3. bf16 with ZeRO 0 runs as ZeRO 1, since that path of DeepSpeed keeps no mapping to fp32 masters. Under
+ZeRO 3 every use of a module is a collective of all ranks: all run the same modules in the same order.
 The learning rate is set from outside before every step: a pure function of the step, never state.
 """
 
@@ -50,8 +51,8 @@ def deepspeed_config(setting: int | Path, precision: str) -> dict[str, Any]:
             f"zero_optimization is {zero!r}, not a mapping", where=str(setting), remedy='write {"stage": 1}'
         )
     stage = zero.setdefault("stage", 0)
-    if stage not in (0, 1, 2):
-        raise UserError(f"ZeRO stage {stage} is not supported yet", where="deepspeed", remedy="use 0, 1 or 2")
+    if stage not in (0, 1, 2, 3):
+        raise UserError(f"there is no ZeRO stage {stage}", where="deepspeed", remedy="use 0, 1, 2 or 3")
     if precision == "bf16":
         zero["stage"] = max(stage, 1)
         config["bf16"] = {"enabled": True}
@@ -167,7 +168,8 @@ class Engine:
     def _flat_tensors(self) -> list[Tensor]:
         if self.zero == 0:
             return list(self.parameters)
-        return list(self.engine.optimizer.single_partition_of_fp32_groups)
+        zero = self.engine.optimizer
+        return list(zero.fp32_partitioned_groups_flat if self.zero == 3 else zero.single_partition_of_fp32_groups)
 
     def owned(self) -> Iterator[Fragment]:
         """Views of all the fp32 masters and moments this rank updates."""
@@ -178,6 +180,10 @@ class Engine:
                     self.names[parameter], 0, parameter.data.view(-1),
                     state["exp_avg"].view(-1), state["exp_avg_sq"].view(-1),
                 )  # fmt: skip
+            return
+        if self.zero == 3:
+            for parameter, start, views in self._partitions():
+                yield Fragment(self.names[parameter], start, *views)
             return
         zero = self.engine.optimizer
         for flat, parameters in zip(zero.single_partition_of_fp32_groups, zero.bit16_groups, strict=True):
@@ -192,6 +198,34 @@ class Engine:
                     self.names[parameter], where.start, *(v.view(-1).narrow(0, here.start, here.numel) for v in views)
                 )
 
+    def _partitions(self) -> Iterator[tuple[Any, int, list[Tensor]]]:
+        """ZeRO 3: (parameter, start, [master, exp_avg, exp_avg_sq]) of what this rank owns, padding left out."""
+        zero = self.engine.optimizer
+        for flat, parameters in zip(zero.fp32_partitioned_groups_flat, zero.fp16_groups, strict=True):
+            state, offset = self.optimizer.state[flat], 0
+            for parameter in parameters:
+                size = parameter.partition_numel()
+                start = dist.get_rank() * size
+                count = min(size, parameter.ds_numel - start)  # the last rank's part is padded
+                if count > 0:
+                    whole = (flat.data, state["exp_avg"], state["exp_avg_sq"])
+                    yield parameter, start, [tensor.view(-1).narrow(0, offset, count) for tensor in whole]
+                offset += size
+
+    def state_dict(self, module: nn.Module) -> dict[str, Tensor] | None:
+        """All ranks: the whole weights of a part of the trained module on rank 0, in host memory. None on other ranks,
+        and below ZeRO 3, where the module's own are whole."""
+        if self.zero != 3:
+            return None
+        from deepspeed.zero import GatheredParameters
+
+        out = {}
+        for name, parameter in module.named_parameters():  # one at a time: all together may not fit
+            with GatheredParameters([parameter]):
+                if dist.get_rank() == 0:
+                    out[name] = parameter.detach().cpu().clone()
+        return out | dict(module.named_buffers()) if dist.get_rank() == 0 else None
+
     def to_write(self) -> list[Fragment]:
         """The fragments this rank puts into a checkpoint: all it owns, or its share where every rank owns all."""
         owned = list(self.owned())
@@ -204,5 +238,10 @@ class Engine:
         """
         for flat in self._flat_tensors():
             self.optimizer.state[flat]["step"].fill_(float(step))
-        if self.zero:
+        if self.zero == 3:
+            for parameter, _, (master, _, _) in self._partitions():
+                parameter.ds_tensor.data.view(-1)[: len(master)].copy_(master)
+            if persistent := self.engine.optimizer.persistent_parameters:  # small ones that every rank holds whole
+                persistent[0].all_gather(persistent)
+        elif self.zero:
             self.engine.optimizer.update_lp_params()

@@ -6,12 +6,14 @@ no_grad, logits exist at supervised positions only, samples of a packed row are 
 """
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import (
     AutoModel,
     AutoTokenizer,
@@ -114,6 +116,26 @@ def _load_language(model: InternVLForConditionalGeneration, folder: Path, known:
         model.lm_head.weight[known:] = head[:known].mean(0)
 
 
+def take_vision(model: InternVLForConditionalGeneration, folder: Path) -> None:
+    """Replace the vision encoder's weights by those of another model in Hugging Face layout: the paper's progressive
+    scaling (arXiv 2412.05271 §3.3). Raises CheckpointError where it is another encoder."""
+    tower, mark = model.model.vision_tower, "vision_tower."
+    state = {}
+    for path in sorted(Path(folder).glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            for key in file.keys():  # noqa: SIM118 (safe_open is no mapping)
+                if mark in key:
+                    state[key.split(mark, 1)[1]] = file.get_tensor(key)
+    own = tower.state_dict()
+    wrong = sorted(own.keys() ^ state.keys()) or [k for k in own if own[k].shape != state[k].shape]
+    if wrong:
+        raise CheckpointError(
+            f"its vision encoder does not fit this model's: {', '.join(wrong[:8])}", where=str(folder),
+            remedy="give 'vision_from' a stage whose model has the same vision preset",
+        )  # fmt: skip
+    tower.load_state_dict(state)
+
+
 def load_model(path: str | Path) -> tuple[InternVLForConditionalGeneration, Any]:
     """(model in eval mode, tokenizer) from a folder in Hugging Face layout; safetensors only.
 
@@ -138,11 +160,20 @@ def load_model(path: str | Path) -> tuple[InternVLForConditionalGeneration, Any]
     return model.eval(), tokenizer
 
 
-def save_model(model: InternVLForConditionalGeneration, tokenizer, folder: Path, tile_size: int) -> None:
-    """Hugging Face layout, with the processor's JSON for users who have torchvision (this project needs none)."""
+def save_model(
+    model: InternVLForConditionalGeneration,
+    tokenizer,
+    folder: Path,
+    tile_size: int,
+    state: dict[str, Tensor] | None = None,
+) -> None:
+    """Hugging Face layout, with the processor's JSON for users who have torchvision (this project needs none).
+
+    state: the weights, where they are not the module's own (ZeRO 3).
+    """
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
-    model.save_pretrained(folder)
+    model.save_pretrained(folder, state_dict=state)
     tokenizer.save_pretrained(folder)
     processor = {
         "processor_class": "InternVLProcessor",
@@ -163,9 +194,25 @@ def save_model(model: InternVLForConditionalGeneration, tokenizer, folder: Path,
 class TrainingLoss(nn.Module):
     """Σ weight·cross-entropy over a micro-batch (fp32 scalar); the caller divides by the global batch's weight."""
 
-    def __init__(self, model: InternVLForConditionalGeneration, train: tuple[str, ...], drop_path: float = 0.0):
+    def __init__(
+        self,
+        model: InternVLForConditionalGeneration,
+        train: tuple[str, ...],
+        drop_path: float = 0.0,
+        checkpointed: tuple[str, ...] = (),
+        always_vision: bool = False,
+    ):
+        """checkpointed: modules (vit, language) whose layers run again in the backward pass. always_vision: also for a
+        row without a picture where nothing of it trains, since under ZeRO 3 every module is a collective."""
         super().__init__()
         self.internvl = model
+        self.always_vision = always_vision
+        layers = {"vit": model.model.vision_tower.encoder.layer, "language": model.model.language_model.layers}
+        for module in checkpointed:
+            for layer in layers[module]:
+                layer.gradient_checkpointing = True
+                layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
+                layer.training = True  # the library's layers look at it
         self.vit, self.mlp = "vit" in train, "mlp" in train
         model.model.language_model.config._attn_implementation = attention.NAME
         self.drop_path = DropPath(model.model.vision_tower, drop_path) if self.vit and drop_path else None
@@ -191,7 +238,7 @@ class TrainingLoss(nn.Module):
             features = self.image_features(batch.pixels.to(dtype), batch.uniforms).to(dtype)
             image = (batch.input_ids == self.internvl.config.image_token_id).unsqueeze(-1)
             embeds = embeds.masked_scatter(image, features)
-        elif self.vit or self.mlp:
+        elif self.vit or self.mlp or self.always_vision:
             # a rank without an image still has to take part in the gradient exchange: one tile of weight zero
             size = model.vision_tower.config.image_size
             dummy = torch.zeros(1, 3, *size, dtype=dtype, device=embeds.device)

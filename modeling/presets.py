@@ -1,8 +1,10 @@
-"""What `model:` names: tiny presets, or folders in Hugging Face layout.
+"""What `model:` names: presets, or folders in Hugging Face layout.
 
 A preset fixes sizes only; weights start fresh. A folder gives its own config.json and weights. Either way
 `resolve` answers, without building anything, what data preparation needs: tokenizer, tile size, tokens per tile.
-Sizes of the published family: arXiv 2412.05271, Tables 1 and 2.
+The published family: arXiv 2412.05271, Tables 1 and 2, and the config.json of the models it starts from; a folder that
+is not there yet but has the name of a published one has known sizes (`sizes`), so that an experiment can be planned
+before anything was fetched.
 """
 
 import json
@@ -14,6 +16,14 @@ from modeling.errors import UserError
 
 # InternVLVisionConfig fields. 300M-style (LayerNorm, biased qkv, no qk-norm, no final norm after the last block).
 VISION: dict[str, dict[str, Any]] = {
+    "internvit-300m": dict(
+        hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096, image_size=448,
+        patch_size=14,
+    ),
+    "internvit-6b": dict(  # 45 layers: the last three of 48 are cut off (Table 1)
+        hidden_size=3200, num_hidden_layers=45, num_attention_heads=25, intermediate_size=12800, image_size=448,
+        patch_size=14, norm_type="rms_norm", use_qk_norm=True, attention_bias=False, layer_scale_init_value=0.1,
+    ),
     "tiny-vit": dict(
         hidden_size=96, num_hidden_layers=3, num_attention_heads=4, intermediate_size=288, image_size=32, patch_size=4,
     ),
@@ -21,8 +31,37 @@ VISION: dict[str, dict[str, Any]] = {
         hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, image_size=32, patch_size=8,
     ),
 }  # fmt: skip
-# Qwen2Config fields, and the tokenizer that a fresh language model is born with.
+
+
+def _qwen2_5(hidden: int, layers: int, heads: int, kv_heads: int, intermediate: int) -> dict[str, Any]:
+    return dict(
+        model_type="qwen2", tokenizer=None, vocab_size=151674, hidden_size=hidden, num_hidden_layers=layers,
+        num_attention_heads=heads, num_key_value_heads=kv_heads, intermediate_size=intermediate,
+        max_position_embeddings=32768, rms_norm_eps=1e-6,
+        rope_parameters={"rope_type": "default", "rope_theta": 1e6},
+    )  # fmt: skip
+
+
+def _internlm2_5(hidden: int, layers: int, heads: int, intermediate: int) -> dict[str, Any]:
+    """On the Llama architecture, onto which InternLM2 maps without a change of result."""
+    return dict(
+        model_type="llama", tokenizer=None, vocab_size=92553, hidden_size=hidden, num_hidden_layers=layers,
+        num_attention_heads=heads, num_key_value_heads=8, intermediate_size=intermediate,
+        max_position_embeddings=32768, rms_norm_eps=1e-5,
+        rope_parameters={"rope_type": "default", "rope_theta": 1e6},
+    )  # fmt: skip
+
+
+# Fields of Qwen2Config, or of `model_type`'s. tokenizer: what a fresh language model is born with; None: it has to be
+# given. vocab_size: with the nine image tokens, where the tokenizer is not there to be counted.
 LANGUAGE: dict[str, dict[str, Any]] = {
+    "qwen2.5-0.5b": _qwen2_5(896, 24, 14, 2, 4864),
+    "qwen2.5-3b": _qwen2_5(2048, 36, 16, 2, 11008),
+    "qwen2.5-32b": _qwen2_5(5120, 64, 40, 8, 27648),
+    "qwen2.5-72b": _qwen2_5(8192, 80, 64, 8, 29568),
+    "internlm2.5-1.8b": _internlm2_5(2048, 24, 16, 8192),
+    "internlm2.5-7b": _internlm2_5(4096, 32, 32, 14336),
+    "internlm2.5-20b": _internlm2_5(6144, 48, 48, 16384),
     "tiny-qwen2": dict(
         tokenizer="tiny-bpe", hidden_size=128, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2,
         intermediate_size=352, max_position_embeddings=4096,
@@ -31,6 +70,15 @@ LANGUAGE: dict[str, dict[str, Any]] = {
         tokenizer="tiny-bpe", hidden_size=32, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
         intermediate_size=64, max_position_embeddings=4096,
     ),
+}  # fmt: skip
+# Released folders, by the last part of their name, whatever release of the weights.
+PUBLISHED = {
+    "InternViT-300M-448px": "internvit-300m", "InternViT-300M-448px-V2_5": "internvit-300m",
+    "InternViT-6B-448px-V1-5": "internvit-6b", "InternViT-6B-448px-V2_5": "internvit-6b",
+    "Qwen2.5-0.5B-Instruct": "qwen2.5-0.5b", "Qwen2.5-3B-Instruct": "qwen2.5-3b",
+    "Qwen2.5-32B-Instruct": "qwen2.5-32b", "Qwen2.5-72B-Instruct": "qwen2.5-72b",
+    "internlm2_5-1_8b-chat": "internlm2.5-1.8b", "internlm2_5-7b-chat": "internlm2.5-7b",
+    "internlm2_5-20b-chat": "internlm2.5-20b",
 }  # fmt: skip
 TOKENIZERS = ("bytes", "tiny-bpe")
 DOWNSAMPLE = 0.5  # pixel shuffle: four patches become one token (official `down_sample_ratio`)
@@ -75,6 +123,36 @@ def folders(params: Any) -> dict[str, Path]:
     return {field: Path(value) for field, (value, presets) in named.items() if value not in presets}
 
 
+def vision_fields(preset: str) -> dict[str, Any]:
+    """InternVLVisionConfig's of a preset."""
+    return {"attention_bias": True, "layer_scale_init_value": 1.0, **VISION[preset]}
+
+
+def language_fields(preset: str) -> dict[str, Any]:
+    """Those of a preset: its model_type's config, and `tokenizer`."""
+    return {"model_type": "qwen2", **LANGUAGE[preset]}
+
+
+def sizes(params: Any) -> tuple[dict[str, Any], dict[str, Any]] | None:
+    """(vision, language) configuration fields as far as they are known: presets, folders that are there, folders with
+    the name of a published model. None where one is unknown."""
+    paths, out = folders(params), []
+    for field, value, fields in (
+        ("vision", params.vision, vision_fields), ("language", params.language, language_fields)
+    ):  # fmt: skip
+        if field not in paths:
+            out.append(fields(value))
+        elif (paths[field] / "config.json").is_file():
+            known = fields(PUBLISHED[paths[field].name]) if paths[field].name in PUBLISHED else {}
+            rows = {"vocab_size": known["vocab_size"]} if "vocab_size" in known else {}  # the file counts padding rows
+            out.append(_read_config(paths[field], field, ()) | rows)
+        elif paths[field].name in PUBLISHED:
+            out.append(fields(PUBLISHED[paths[field].name]))
+        else:
+            return None
+    return out[0], out[1]
+
+
 def _read_config(folder: Path, field: str, presets) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.is_file():
@@ -106,14 +184,19 @@ def resolve(params: Any) -> Resolved:
                 where="model.vision", remedy="give a vision tower in Hugging Face InternVL layout",
             )  # fmt: skip
     else:
-        vision = dict(VISION[params.vision], attention_bias=True, layer_scale_init_value=1.0)
+        vision = vision_fields(params.vision)
     if language_folder:
         language = _read_config(language_folder, "language", LANGUAGE)
         tokenizer = params.tokenizer or str(language_folder)
     else:
-        language = dict(LANGUAGE[params.language], model_type="qwen2")
-        tokenizer = params.tokenizer or language["tokenizer"]
-        del language["tokenizer"]
+        language = language_fields(params.language)
+        tokenizer = params.tokenizer or language.pop("tokenizer")
+        language.pop("tokenizer", None)
+        if tokenizer is None:
+            raise UserError(
+                f"the preset '{params.language}' has no tokenizer of its own",
+                where="model.tokenizer", remedy="add 'tokenizer:' with the folder of one",
+            )  # fmt: skip
     size = vision.get("image_size", 448)
     size = params.tile_size or (size[0] if isinstance(size, list | tuple) else size)
     patch = vision.get("patch_size", 14)

@@ -17,14 +17,19 @@ from stages.params import PrepareParams, TrainParams
 if TYPE_CHECKING:
     from orchestrator.spec import Stage
 
-ZERO_STAGES = (0, 1, 2)
+ZERO_STAGES = (0, 1, 2, 3)
 MODULES = ("vit", "mlp", "language")
 
 
 def check_graph(
-    needs: dict[str, list[str]], kinds: dict[str, str | None], names: list[str], problems: Problems
+    needs: dict[str, list[str]],
+    kinds: dict[str, str | None],
+    names: list[str],
+    lent: dict[str, str],
+    problems: Problems,
 ) -> None:
-    """needs, kinds: by stage, as far as they could be read. names: every stage of the file."""
+    """needs, kinds: by stage, as far as they could be read. names: every stage of the file. lent: the stage whose
+    vision encoder a stage starts with, which is in its needs too."""
     for name, listed in needs.items():
         place = ("stages", name, "needs")
         for i, need in enumerate(listed):
@@ -34,7 +39,7 @@ def check_graph(
                 problems.add((*place, i), f"unknown stage '{need}'", suggest(need, names), label=place)
             elif need in listed[:i]:
                 problems.add((*place, i), f"'{need}' is listed twice", "remove one", label=place)
-        kind, parents = kinds.get(name), [need for need in dict.fromkeys(listed) if need != name]
+        kind, parents = kinds.get(name), [n for n in dict.fromkeys(listed) if n not in (name, lent.get(name))]
         if kind is not None and all(kinds.get(need) is not None for need in parents):
             _check_parents(name, kind, {need: KINDS[str(kinds[need])].base for need in parents}, problems)
     known = {name: [n for n in listed if n in needs and n != name] for name, listed in needs.items()}
@@ -59,8 +64,50 @@ def _check_parents(name: str, kind_name: str, parents: dict[str, str], problems:
                          f"list {'one' if len(found) < least else f'at most {most}'} under 'needs:'")  # fmt: skip
 
 
-def check_stage(stage: "Stage", mixtures: list[str], folder: Path, problems: Problems) -> "Stage":
-    """Returns the stage with paths resolved and modules in their fixed order. mixtures: the names under `data:`."""
+def check_models(
+    stages: dict[str, "Stage"], models: list[str], default: bool, problems: Problems
+) -> dict[str, "Stage"]:
+    """The stages with their model's name resolved: a training stage continues that of the one before.
+
+    models: the names under `models:`; default: whether there is a `model:` for stages that name none.
+    """
+    out = dict(stages)
+
+    def resolved(name: str) -> str | None:
+        stage, place = out[name], ("stages", name, "model")
+        params, given = stage.params, getattr(stage.params, "model", None)
+        if not isinstance(params, TrainParams | PrepareParams):
+            return None
+        before = None
+        if isinstance(params, TrainParams):
+            chain = [n for n in params.needs if n in out and out[n].kind.trains and n != params.vision_from]
+            before = chain[0] if chain else None
+        inherited = resolved(before) if before else None
+        if given is not None and given not in models:
+            problems.add(place, f"unknown model '{given}'", suggest(given, models) if models else "add it to 'models:'")
+        elif before and given is not None and given != inherited:
+            message = f"trains model '{given}', and '{before}' before it '{inherited or 'model:'}'"
+            problems.add(place, message, "leave 'model' out to continue with the same")
+        elif given is None and inherited is None and models and not default and not before:
+            problems.add(("stages", name), "says no model", f"add 'model:' with one of: {', '.join(models)}")
+        if before and isinstance(params, TrainParams) and params.vision_from:
+            problems.add(
+                ("stages", name, "vision_from"), f"goes on from '{before}', which has a vision encoder",
+                "set it in the first training stage of the model",
+            )  # fmt: skip
+        name_of = given or inherited
+        if name_of != given:
+            out[name] = replace(stage, params=params.model_copy(update={"model": name_of}))
+        return name_of
+
+    for name in stages:
+        resolved(name)
+    return out
+
+
+def check_stage(stage: "Stage", mixtures: list[str], trains: list[str], folder: Path, problems: Problems) -> "Stage":
+    """Returns the stage with paths resolved and modules in their fixed order. mixtures: the names under `data:`;
+    trains: those of the training stages."""
     params, place = stage.params, ("stages", stage.name)
     if isinstance(params, PrepareParams) and params.data not in mixtures:
         problems.add((*place, "data"), f"unknown mixture '{params.data}'", suggest(params.data, mixtures))
@@ -73,6 +120,9 @@ def check_stage(stage: "Stage", mixtures: list[str], folder: Path, problems: Pro
         problems.add((*place, "epochs"), "'steps' and 'epochs' are both given", "keep one of them", label=place)
     elif params.steps is None and params.epochs is None:
         problems.add(place, "neither 'steps' nor 'epochs' is given", "say how long to train: 'steps: 1000'")
+    if params.vision_from is not None and params.vision_from not in trains:
+        problems.add((*place, "vision_from"), f"unknown training stage '{params.vision_from}'",
+                     suggest(params.vision_from, trains))  # fmt: skip
     for i, beta in enumerate(params.betas):
         if not 0 <= beta < 1:
             problems.add((*place, "betas", i), f"must be at least 0 and less than 1, found {beta}", "use 0.9 and 0.999")

@@ -117,7 +117,8 @@ def _attempts(
         token = ledger.start_attempt(token, workers)
         task = Task(
             storage=store.url, prefix=job.prefix, stage=name, kind=job.stage.kind_name,
-            fingerprint=job.fingerprint, params=params, model=job.experiment.model, sources=job.experiment.data,
+            fingerprint=job.fingerprint, params=params, model=job.experiment.model_of(job.stage),
+            sources=job.experiment.data,
             parents=parent_refs(store, job), token=token,
             keep=params.checkpoint.keep if job.stage.kind.trains else 1, workers=workers, followers=followers(job),
         )  # fmt: skip

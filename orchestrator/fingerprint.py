@@ -16,8 +16,8 @@ from typing import Any
 from modeling import presets
 from orchestrator.graph import topological_order
 from orchestrator.spec import Experiment, Stage
-from orchestrator.weights import config_digest, tokenizer_digest, weights_digest
-from stages.params import PrepareParams
+from orchestrator.weights import tokenizer_digest, weights_digest
+from stages.params import ModelParams, PrepareParams
 
 Identity = dict[str, Any]
 
@@ -96,8 +96,9 @@ def stage_identities(experiment: Experiment, source_digest: SourceDigest) -> dic
     out: dict[str, Identity | None] = {}
     for name in topological_order(experiment.needs):
         stage = experiment.stages[name]
-        out[name] = _identity(experiment, stage, [(p.kind.base, out[p.name]) for p in experiment.parents(stage)],
-                              source_digest)  # fmt: skip
+        lent = getattr(stage.params, "vision_from", None)
+        parents = [("vision" if p.name == lent else p.kind.base, out[p.name]) for p in experiment.parents(stage)]
+        out[name] = _identity(experiment, stage, parents, source_digest)
     return {name: out[name] for name in experiment.stages}
 
 
@@ -113,37 +114,43 @@ def _identity(
     identity: Identity = {"kind": stage.kind.base, "version": stage.kind.version, "params": params}
     identity["parents"] = {base: sorted(digests) for base, digests in lineage.items()}
     if isinstance(stage.params, PrepareParams):
-        sources, measure = source_digest(stage), _measuring_parts(experiment)
+        sources, measure = source_digest(stage), _measuring_parts(experiment.model_of(stage))
         if sources is None or measure is None:
             return None
         mixture = experiment.data[params.pop("data")].identity()  # by content: neither its name nor its path
         del mixture["meta"]
         identity |= {"sources": sources, "mixture": mixture, "model": measure}
     elif stage.kind.trains and "train" not in lineage:
-        model = _starting_model(experiment)
+        model = _starting_model(experiment.model_of(stage), "vision" in lineage)
         if model is None:
             return None
         identity["model"] = model
     return identity
 
 
-def _measuring_parts(experiment: Experiment) -> Identity | None:
+def _measuring_parts(model: ModelParams) -> Identity | None:
     """Of the model, only what decides the length of a sample: tokenizer, tile size, tokens per tile."""
-    model, folders = experiment.model, presets.folders(experiment.model)
-    vision: str | None = model.vision if "vision" not in folders else config_digest(folders["vision"])
+    folders = presets.folders(model)
+    fields = presets.sizes(model)
+    tile = None if fields is None else [fields[0].get("image_size", 448), fields[0].get("patch_size", 14)]
     part = "tokenizer" if model.tokenizer else "language"
-    words: str | None = model.tokenizer or model.language
+    words: str | None = model.tokenizer or presets.LANGUAGE.get(model.language, {}).get("tokenizer") or model.language
     if part in folders:
         words = tokenizer_digest(folders[part])
-    if vision is None or words is None:
+    if tile is None or words is None:
         return None
-    return {"vision": vision, "tokenizer": words, "tile_size": model.tile_size}
+    return {"tile": tile, "tokenizer": words, "tile_size": model.tile_size}
 
 
-def _starting_model(experiment: Experiment) -> Identity | None:
-    """What the first training stage of a chain starts from: presets by name, folders by content."""
-    identity = experiment.model.identity()
-    for field, folder in presets.folders(experiment.model).items():
+def _starting_model(model: ModelParams, lent_vision: bool) -> Identity | None:
+    """What the first training stage of a chain starts from: presets by name, folders by content. A vision encoder that
+    another stage gives is that parent."""
+    identity = model.identity()
+    folders = presets.folders(model)
+    if lent_vision:
+        del identity["vision"]
+        folders.pop("vision", None)
+    for field, folder in folders.items():
         digest = tokenizer_digest(folder) if field == "tokenizer" else weights_digest(folder)
         if digest is None:
             return None

@@ -110,9 +110,11 @@ def _absent(experiment: Experiment, stage: Stage) -> str:
         source = absent_source(experiment.data[mixture].meta)
         if source is not None:
             return f"no file {source} (data.{mixture})"
-    folders = presets.folders(experiment.model)
+    model = experiment.model_of(stage)
+    folders = presets.folders(model)
     absent = {field: folder for field, folder in folders.items() if not folder.is_dir()}
-    named = " and ".join(f"{folder} (model.{field})" for field, folder in (absent or folders).items())
+    key = next((f"models.{name}" for name, its in experiment.models.items() if its is model), "model")
+    named = " and ".join(f"{folder} ({key}.{field})" for field, folder in (absent or folders).items())
     return f"no folder {named}" if absent else f"config, weights or tokenizer are missing in {named}"
 
 

@@ -19,15 +19,17 @@ from modeling import presets
 from modeling.errors import UserError
 from orchestrator import checks, overrides, yamlfile
 from orchestrator.address import KEYS_REMEDY, SECRET, parse_s3
+from orchestrator.graph import find_cycle
 from orchestrator.problems import Problems, nearest, show, suggest
 from orchestrator.yamlfile import KeyPath
 from stages.kinds import KINDS, Kind
-from stages.params import DataParams, ModelParams, StageParams, TrainParams
+from stages.params import DataParams, ModelParams, PrepareParams, StageParams, TrainParams
 
-TOP_KEYS = ("name", "storage", "seed", "model", "data", "defaults", "stages")
+TOP_KEYS = ("name", "storage", "seed", "model", "models", "data", "defaults", "stages")
 STORAGE_KEYS = ("url", "endpoint_url")
 # What `defaults:` may give to every training stage: all its settings but those that make it that stage.
-DEFAULT_KEYS = tuple(key for key in TrainParams.model_fields if key not in ("needs", "train", "steps", "epochs"))
+_OF_ONE_STAGE = ("needs", "model", "vision_from", "train", "steps", "epochs")
+DEFAULT_KEYS = tuple(key for key in TrainParams.model_fields if key not in _OF_ONE_STAGE)
 NAME = re.compile(r"[a-z0-9_-]+")
 
 M = TypeVar("M", bound=BaseModel)
@@ -52,13 +54,24 @@ class Experiment:
     path: Path
     storage: str
     seed: int
-    model: ModelParams
+    model: ModelParams | None  # of the stages that name none
+    models: dict[str, ModelParams]
     data: dict[str, DataParams]
     stages: dict[str, Stage]
 
     @property
     def needs(self) -> dict[str, tuple[str, ...]]:
         return {name: stage.params.needs for name, stage in self.stages.items()}
+
+    def model_of(self, stage: Stage) -> ModelParams:
+        """The model that a stage counts tokens for, trains, or takes from the stage before."""
+        name = getattr(stage.params, "model", None)
+        if name is None and not isinstance(stage.params, TrainParams | PrepareParams):
+            trained = [parent for parent in self.parents(stage) if parent.kind.trains]
+            return self.model_of(trained[0])
+        model = self.model if name is None else self.models[name]
+        assert model is not None, "checks.check_models refuses a stage without one"
+        return model
 
     def parents(self, stage: Stage) -> list[Stage]:
         return [self.stages[name] for name in stage.params.needs]
@@ -83,12 +96,14 @@ class _Reader:
         name = self.name()
         storage = self.storage()
         seed = self.seed()
-        model = self.model()
+        models = {key: self.model(("models", key), raw) for key, raw in self.group("models").items()}
+        raw = self.group("model", required="" if models else "add 'model: {vision: ..., language: ...}'")
+        model = self.model(("model",), raw) if raw else None
         data = self.data()
-        stages = self.stages(seed)
+        stages = self.stages(seed, list(models), bool(raw))
         self.problems.stop()
-        assert model is not None
-        return Experiment(name, self.path, storage, seed, model, data, stages)
+        known = {key: model for key, model in models.items() if model is not None}
+        return Experiment(name, self.path, storage, seed, model, known, data, stages)
 
     def resolve(self, path: str) -> str:
         """URLs as they are; anything else is relative to the file's folder."""
@@ -171,9 +186,8 @@ class _Reader:
             self.problems.add_invalid(error, model, path, defaults)
             return None
 
-    def model(self) -> ModelParams | None:
-        raw = self.group("model", required="add 'model: {vision: ..., language: ...}'")
-        model = self.validate(ModelParams, raw, ("model",)) if raw else None
+    def model(self, place: KeyPath, raw: Any) -> ModelParams | None:
+        model = self.validate(ModelParams, raw, place)
         if model is None:
             return None
         found: dict[str, str] = {}
@@ -182,7 +196,7 @@ class _Reader:
             value = getattr(model, field)
             if "/" not in value and value[:1] not in (".", "~") and not (self.folder / value).exists():
                 remedy = f"{suggest(value, known[field])} (or give a folder in Hugging Face layout)"
-                self.problems.add(("model", field), f"{value!r} is neither a preset nor a folder", remedy)
+                self.problems.add((*place, field), f"{value!r} is neither a preset nor a folder", remedy)
             found[field] = self.resolve(value)
         return model.model_copy(update=found)
 
@@ -200,11 +214,12 @@ class _Reader:
                 self.problems.unknown(("defaults", key), DEFAULT_KEYS)
         return {key: value for key, value in raw.items() if key in DEFAULT_KEYS}
 
-    def stages(self, seed: int) -> dict[str, Stage]:
+    def stages(self, seed: int, models: list[str], default: bool) -> dict[str, Stage]:
         defaults = self.defaults()
         raw = self.group("stages", required="add at least one stage")
         kinds: dict[str, str | None] = {}
         needs: dict[str, list[str]] = {}
+        lent: dict[str, str] = {}
         stages: dict[str, Stage] = {}
         for name, value in raw.items():
             place = ("stages", name)
@@ -215,9 +230,12 @@ class _Reader:
                 self.problems.add(place, f"must be a mapping, found {show(value)}", "write 'kind:' and its settings")
                 continue
             kinds[name] = kind_name = self.kind(name, value)
-            listed = value.get("needs", [])
+            listed, source = value.get("needs", []), value.get("vision_from")
             if isinstance(listed, list) and all(isinstance(need, str) for need in listed):
-                needs[name] = listed
+                if isinstance(source, str) and source in raw:
+                    lent[name] = source
+                    value = {**value, "needs": listed if source in listed else [*listed, source]}
+                needs[name] = value.get("needs", [])
             if kind_name is None:
                 continue
             kind = KINDS[kind_name]
@@ -225,10 +243,12 @@ class _Reader:
             params = self.params(name, kind, settings, defaults, seed)
             if params is not None:
                 stages[name] = Stage(name, kind_name, kind, params, self.problems.place(place)[0])
-        checks.check_graph(needs, kinds, list(raw), self.problems)
-        names = list(self.group("data"))
+        checks.check_graph(needs, kinds, list(raw), lent, self.problems)
+        names, trains = list(self.group("data")), [name for name, stage in stages.items() if stage.kind.trains]
         for name, stage in stages.items():
-            stages[name] = checks.check_stage(stage, names, self.folder, self.problems)
+            stages[name] = checks.check_stage(stage, names, trains, self.folder, self.problems)
+        if find_cycle({name: [n for n in stage.params.needs if n in stages] for name, stage in stages.items()}) is None:
+            stages = checks.check_models(stages, models, default, self.problems)
         return checks.follow_limits(stages, self.problems)
 
     def kind(self, name: str, raw: dict[str, Any]) -> str | None:

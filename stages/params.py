@@ -84,6 +84,7 @@ class Resources(Params):
     )
     cpus: float = Field(default=1, gt=0, description="CPU cores per worker")
     gpus: float = Field(default=0, ge=0, description="GPUs per worker")
+    gpu_memory: float = Field(default=80, gt=0, description="GB of each GPU")
 
     @field_validator("workers")
     @classmethod
@@ -109,6 +110,9 @@ class StageParams(Params):
 
 
 class PrepareParams(StageParams):
+    model: Annotated[str | None, Run] = Field(
+        default=None, description="a name under `models:`, whose tokens it counts"
+    )
     data: str = Field(description="the name of a mixture under `data:`")
     max_tokens: int = Field(default=16384, gt=0, description="longer samples are rejected")
     max_tiles_per_sample: int = Field(default=48, gt=0, description="samples with more tiles are rejected")
@@ -121,6 +125,13 @@ class PrepareParams(StageParams):
 
 
 class TrainParams(StageParams):
+    model: Annotated[str | None, Run] = Field(
+        default=None, description="a name under `models:`; None: that of the training stage before, or `model:`"
+    )
+    vision_from: Annotated[str | None, Run] = Field(
+        default=None,
+        description="a training stage, of any model, whose vision encoder the first stage of this one starts with",
+    )
     train: tuple[Module, ...] = Field(min_length=1)
     lr: float = Field(gt=0)
     global_batch: int = Field(gt=0, description="packs per optimizer step, whatever the number of workers")
@@ -146,6 +157,10 @@ class TrainParams(StageParams):
         default=600.0, gt=0, description="seconds without the end of a step before the stacks are told"
     )
     deepspeed: Annotated[int | Path, Run] = 1
+    checkpointing: Annotated[Literal["auto", "none", "all"], Run] = Field(
+        default="auto",
+        description="layers run again for the backward pass: those that memory asks for (auto), none or all",
+    )
     checkpoint: Annotated[CheckpointParams, Run] = CheckpointParams()
 
 

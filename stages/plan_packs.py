@@ -18,8 +18,9 @@ PLAN = "plan.npz"
 
 
 def parent(io: StageIO, kind: str) -> Input | None:
-    """The one parent of a base kind, or None."""
-    return next((item for item in io.inputs.values() if item.kind == kind), None)
+    """The one parent of a base kind, or None. The stage that only gives its vision encoder is none."""
+    lent = getattr(io.params, "vision_from", None)
+    return next((item for item in io.inputs.values() if item.kind == kind and item.name != lent), None)
 
 
 def data_parent(io: StageIO) -> Input:

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -22,15 +23,18 @@ from modeling.checkpoint import FragmentReader
 from modeling.engine import Engine
 from modeling.epochs import StepPlan
 from modeling.errors import CheckpointError, DataError
+from modeling.estimate import measure, peak_flops, step_flops
 from modeling.freeze import freeze_table, set_trainable
-from modeling.internvl import TrainingLoss, build_model, load_model, save_model
+from modeling.internvl import TrainingLoss, build_model, load_model, save_model, take_vision
 from modeling.packing import balance
 from modeling.presets import resolve
 from modeling.schedule import learning_rate
 from modeling.shards import ShardReader
+from modeling.zero import zero_stage
 from stages.errors import Diverged
 from stages.io import ResumePoint, Signal, StageIO
 from stages.plan_packs import PLAN, Lengths, data_parent, parent, step_weight
+from stages.recompute import checkpointed
 from stages.saving import Saver
 from stages.watchdog import Watchdog
 
@@ -50,6 +54,8 @@ class Trainer:
         else:
             self.tokenizer = resolved.tokenizer()
             self.model = build_model(resolved, self.tokenizer, params.seed)
+            if params.vision_from:
+                take_vision(self.model, io.inputs[params.vision_from].folder)
         set_trainable(self.model, params.train)
         if io.rank == 0:
             for line in freeze_table(self.model).splitlines():
@@ -68,11 +74,19 @@ class Trainer:
         self.depth = depth
         self.micro_steps = math.ceil(params.global_batch / io.world)
         names = {p: name for name, p in self.model.named_parameters()}
-        self.loss = TrainingLoss(self.model, params.train, params.drop_path)
+        self.sizes = measure(self.model)  # before ZeRO 3 takes it apart
+        recomputed = checkpointed(self.model, params, zero_stage(params.deepspeed))
+        if io.rank == 0:
+            io.log(f"layers that run again in the backward pass: {' and '.join(recomputed) or 'none'}")
+        self.loss = TrainingLoss(self.model, params.train, params.drop_path, recomputed)
         self.engine = Engine(
             self.loss, names, setting=params.deepspeed, precision=params.precision, accumulation=self.micro_steps,
             weight_decay=params.weight_decay, betas=params.betas, eps=params.eps, max_grad_norm=params.max_grad_norm,
         )  # fmt: skip
+        self.loss.always_vision = self.engine.zero == 3
+        self.tokens = np.asarray(self.reader.index["tokens"], np.float64)
+        name = torch.cuda.get_device_name() if self.engine.device.type == "cuda" else "cpu"
+        self.peak_flops = peak_flops(name, params.precision)
         self.datasets = sorted(set(self.reader.index["dataset"]))
         self.saver = Saver(io, self.engine)
         self.train_s = 0.0  # of the steps since the last snapshot
@@ -240,6 +254,10 @@ class Trainer:
         params, packs = self.params, self.plan.step(step)
         costs = [float(self.lengths.cost[self.plan.sample[pack]].sum()) for pack in packs]
         loads = [sum(costs[i] for i in rank) for rank in balance(costs, self.io.world)]
+        flops = step_flops(
+            self.sizes, params.train, tokens=summed["tokens"], supervised=summed["supervised"], tiles=summed["tiles"],
+            squares=sum(float((self.tokens[self.plan.sample[pack]] ** 2).sum()) for pack in packs),
+        ) / seconds / self.io.world  # fmt: skip
         return {
             "step": step + 1,
             "epoch": int(self.plan.epoch[packs[-1][-1]]),
@@ -249,6 +267,8 @@ class Trainer:
             "real_tokens_per_second": summed["tokens"] / seconds,
             "tokens_per_second_per_gpu": summed["tokens"] / seconds / self.io.world,
             "tiles_per_second": summed["tiles"] / seconds,
+            "flops_per_second_per_gpu": flops,  # of what the stage differentiates
+            **({"mfu": flops / self.peak_flops} if self.peak_flops else {}),
             "packing/token_fill": summed["tokens"] / (len(packs) * params.packing.max_tokens),
             "packing/tile_fill": summed["tiles"] / (len(packs) * params.packing.max_tiles),
             "balance/max_over_mean": max(loads) * len(loads) / sum(loads),
@@ -277,9 +297,10 @@ class Trainer:
 
     def finish(self, steps: int, loss: float) -> None:
         """Rank 0 stores the model in Hugging Face layout: the stage's result."""
+        state = self.engine.state_dict(self.model)
         if self.io.rank == 0:
             folder = Path(self.io.scratch) / "model"
-            save_model(self.model, self.tokenizer, folder, self.tile_size)
+            save_model(self.model, self.tokenizer, folder, self.tile_size, state)
             summary = {"steps": steps, "loss": finite(loss), "world": self.io.world, "zero": self.engine.zero}
             self.io.complete(folder, summary, self.train_s)
         dist.barrier()

@@ -72,11 +72,13 @@ def _run_rest(
     SIGTERM or Ctrl-C: the running stages save and stop, then the process leaves with 130; at once on a second one.
     """
     from orchestrator.attendant import Stop
+    from orchestrator.cli.sizes import check_memory
     from orchestrator.driver import Job, run_stage
     from orchestrator.errors import StorageTransient
     from orchestrator.launch import room, run_attempt, start_ray, stop_ray
     from orchestrator.scheduler import run_all
 
+    check_memory(experiment, [name for name in experiment.stages if name not in done])
     stop = Stop()
     stop.in_s = options.grace
 

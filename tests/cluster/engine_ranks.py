@@ -2,8 +2,9 @@
 
     RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT in the environment; argument: the folder that the ranks share.
 
-Trains the micro model under every ZeRO stage for STEPS steps, a checkpoint in the middle, then goes on from every such
-checkpoint under every ZeRO stage; a group of one rank goes on from those of two. Losses go to <folder>/<world>.json.
+Trains the micro model under every ZeRO stage and precision for STEPS steps, a checkpoint in the middle, then goes on
+from every such checkpoint under every ZeRO stage and precision; a group of one rank goes on from those of two. Trains
+the projector alone under ZeRO 1 and 3, saving after every step. Losses go to <folder>/<world>.json.
 """
 
 import json
@@ -26,7 +27,9 @@ from stages.params import ModelParams
 
 STEPS, MIDDLE, ROWS = 20, 8, 4
 MODULES = ("vit", "mlp", "language")
-ZERO = (0, 1, 2)
+ZERO = (0, 1, 2, 3)
+PRECISIONS = ("fp32", "bf16")
+RUNS = [f"{zero} {precision}" for precision in PRECISIONS for zero in ZERO]
 
 
 def row(model, step: int, number: int) -> Batch:
@@ -48,14 +51,16 @@ def row(model, step: int, number: int) -> Batch:
 
 
 class Training:
-    def __init__(self, zero: int):
+    def __init__(self, run: str, train: tuple[str, ...] = MODULES):
+        zero, precision = run.split()
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         resolved = resolve(ModelParams(vision="micro-vit", language="micro-qwen2"))
         self.model = build_model(resolved, resolved.tokenizer(), 0)
-        set_trainable(self.model, MODULES)
+        set_trainable(self.model, train)
         names = {p: name for name, p in self.model.named_parameters()}
+        loss = TrainingLoss(self.model, train, always_vision=zero == "3")
         self.engine = Engine(
-            TrainingLoss(self.model, MODULES), names, setting=zero, precision="fp32",
+            loss, names, setting=int(zero), precision=precision,
             accumulation=ROWS // self.world, weight_decay=0.01, betas=(0.9, 0.999), eps=1e-8, max_grad_norm=1.0,
         )  # fmt: skip
 
@@ -80,7 +85,7 @@ class Training:
     def state(self) -> bytes:
         """All that a step may change, but for AdamW's step count: losses after it tell of that."""
         fragments = list(self.engine.owned())
-        weights = b"".join(p.detach().numpy().tobytes() for p in self.model.parameters())
+        weights = b"".join(p.detach().float().numpy().tobytes() for p in self.model.parameters())
         return weights + bytes(Snapshot(fragments).take(fragments))
 
     def spoiled(self, first: int) -> list[bool]:
@@ -98,6 +103,19 @@ class Training:
         (folder / f"{self.rank}.safetensors").write_bytes(Snapshot(fragments).take(fragments))
         dist.barrier()
 
+    def same_weights_as_fragments(self) -> bool:
+        """Whether the weights that a stage would store as its result are the masters, as far as the precision goes."""
+        state = self.engine.state_dict(self.model)
+        whole = {name: p.detach() for name, p in self.model.named_parameters()} if state is None else state
+        if self.engine.zero == 3 and self.rank > 0:
+            return True
+        return all(
+            torch.equal(
+                whole[f.name].float().view(-1)[f.start : f.start + f.count], f.master.to(whole[f.name].dtype).float()
+            )
+            for f in self.engine.owned()
+        )
+
     def load(self, folder: Path, step: int) -> None:
         FragmentReader(folder.glob("*.safetensors")).load(self.engine.owned())
         self.engine.loaded(step)
@@ -107,19 +125,26 @@ def main(folder: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     world = dist.get_world_size()
-    out: dict[str, dict[str, list]] = {"whole": {}, "resumed": {}, "unchanged": {}}
+    out: dict[str, dict[str, list]] = {"whole": {}, "resumed": {}, "unchanged": {}, "frozen": {}, "weights": {}}
     if world == 2:
-        for zero in ZERO:
-            training = Training(zero)
+        for run in RUNS:
+            training = Training(run)
             losses = training.train(0, MIDDLE)
-            training.save(folder / f"zero{zero}")
-            out["unchanged"][str(zero)] = training.spoiled(MIDDLE)
-            out["whole"][str(zero)] = losses + training.train(MIDDLE, STEPS)
-    for saved in ZERO:
-        for zero in ZERO:
-            training = Training(zero)
-            training.load(folder / f"zero{saved}", MIDDLE)
-            out["resumed"][f"{saved}->{zero}"] = training.train(MIDDLE, STEPS)
+            training.save(folder / run)
+            out["unchanged"][run] = training.spoiled(MIDDLE)
+            out["whole"][run] = losses + training.train(MIDDLE, STEPS)
+            out["weights"][run] = [training.same_weights_as_fragments()]
+    for saved in RUNS:
+        for run in RUNS:
+            training = Training(run)
+            training.load(folder / saved, MIDDLE)
+            out["resumed"][f"{saved}->{run}"] = training.train(MIDDLE, STEPS)
+    for run in ("1 fp32", "3 fp32", "3 bf16"):
+        training = Training(run, ("mlp",))
+        out["frozen"][run] = []
+        for step in range(STEPS):
+            out["frozen"][run] += training.train(step, step + 1)
+            training.save(folder / f"frozen {run}")
     if dist.get_rank() == 0:
         (folder / f"{world}.json").write_text(json.dumps(out))
     dist.barrier()

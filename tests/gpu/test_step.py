@@ -54,3 +54,37 @@ def test_loss_and_gradients_equal_the_cpus():
         norms.append(float(torch.nn.utils.get_total_norm([p.grad for p in module.parameters() if p.grad is not None])))
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
     assert norms[1] == pytest.approx(norms[0], rel=1e-3)
+
+
+@pytest.mark.parametrize("train", [("mlp",), ("vit", "mlp"), ("vit", "mlp", "language")], ids="+".join)
+def test_the_varlen_kernel_is_the_cpus_attention(train):
+    """bf16, with and without recomputing: the row's loss within its precision, gradients likewise."""
+    resolved = resolve(ModelParams(vision="tiny-vit", language="tiny-qwen2"))
+    losses, norms = [], []
+    for device, recompute in (("cpu", ()), ("cuda", ()), ("cuda", ("vit", "language"))):
+        model = build_model(resolved, resolved.tokenizer(), seed=0).to(torch.bfloat16)
+        set_trainable(model, train)
+        module = TrainingLoss(model, train, 0.0, recompute).to(device)
+        batch = packed_row(model, [40, 9, 100, 33], tiles=5).to(torch.device(device))
+        loss = module(batch)
+        loss.backward()
+        losses.append(float(loss))
+        norms.append(float(torch.nn.utils.get_total_norm([p.grad for p in module.parameters() if p.grad is not None])))
+    assert losses[1:] == pytest.approx([losses[0]] * 2, rel=2e-2)
+    assert norms[1:] == pytest.approx([norms[0]] * 2, rel=5e-2)
+
+
+def test_samples_of_a_row_stay_apart_on_the_kernel():
+    from modeling.attention import segment_attention
+
+    torch.manual_seed(0)
+    lengths = [7, 130, 1, 64]
+    query, key, value = (torch.randn(1, heads, sum(lengths), 64, device="cuda", dtype=torch.bfloat16)
+                         for heads in (4, 2, 2))  # fmt: skip
+    segments = Segments.of(lengths, "cuda")
+    before, _ = segment_attention(torch.nn.Module(), query, key, value, None, segments=segments)
+    key[:, :, 7:137] += 1.0
+    value[:, :, 7:137] -= 1.0
+    after, _ = segment_attention(torch.nn.Module(), query, key, value, None, segments=segments)
+    assert torch.equal(before[:, :7], after[:, :7]) and torch.equal(before[:, 137:], after[:, 137:])
+    assert not torch.equal(before[:, 7:137], after[:, 7:137])

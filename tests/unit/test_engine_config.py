@@ -8,12 +8,12 @@ from modeling.engine import deepspeed_config
 from modeling.errors import UserError
 
 
-@pytest.mark.parametrize("stage", [0, 1, 2])
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_a_zero_stage_in_fp32(stage):
     assert deepspeed_config(stage, "fp32") == {"zero_optimization": {"stage": stage, "overlap_comm": False}}
 
 
-@pytest.mark.parametrize(("stage", "runs_as"), [(0, 1), (1, 1), (2, 2)])
+@pytest.mark.parametrize(("stage", "runs_as"), [(0, 1), (1, 1), (2, 2), (3, 3)])
 def test_bf16_keeps_fp32_masters_and_accumulates_in_fp32(stage, runs_as):
     config = deepspeed_config(stage, "bf16")
     assert config["zero_optimization"]["stage"] == runs_as and config["bf16"] == {"enabled": True}
@@ -55,9 +55,9 @@ def test_what_the_stage_decides_is_refused(user, keys):
     assert all(key in caught.value.message for key in keys) and caught.value.where.endswith("ds.json")
 
 
-@pytest.mark.parametrize("stage", [3, "auto", -1])
+@pytest.mark.parametrize("stage", [4, "auto", -1])
 def test_a_stage_that_is_not_supported(user, stage):
-    with pytest.raises(UserError, match="not supported"):
+    with pytest.raises(UserError, match="no ZeRO stage"):
         deepspeed_config(user(zero_optimization={"stage": stage}), "bf16")
 
 

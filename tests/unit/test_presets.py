@@ -25,7 +25,7 @@ def test_tokens_per_tile_is_what_the_model_makes_of_a_tile(vision):
 
 @pytest.mark.parametrize("language", LANGUAGE)
 def test_presets_need_no_folder_and_know_the_image_tokens(language):
-    params = ModelParams(vision="micro-vit", language=language)
+    params = ModelParams(vision="micro-vit", language=language, tokenizer=LANGUAGE[language]["tokenizer"] or "tiny-bpe")
     resolved = resolve(params)
     assert folders(params) == {} and resolved.vision_folder is None and resolved.language_folder is None
     tokenizer = resolved.tokenizer()
