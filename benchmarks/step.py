@@ -298,8 +298,8 @@ def compare(options: argparse.Namespace) -> int:
     lengths = draw(options.seed, options.tokens)
     tokens = [text + tiles * PER_TILE for text, tiles in lengths]
     print(f"{platform.platform()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; seed {options.seed}")
-    print(f"{count / 1e6:.1f} M parameters; {len(tokens)} samples of {min(tokens)} to {max(tokens)} tokens, {sum(tokens)} "
-          f"in all; rows of {options.max_tokens} tokens and {options.max_tiles} tiles")  # fmt: skip
+    print(f"{count / 1e6:.1f} M parameters, {len(tokens)} samples of {min(tokens)} to {max(tokens)} tokens")
+    print(f"{sum(tokens)} tokens in all; rows of {options.max_tokens} tokens and {options.max_tiles} tiles")
     batches, results, misses = options.batches, {}, []
     for stage in options.stages:
         found: dict[str, list[dict[str, float]]] = {}

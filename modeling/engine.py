@@ -2,8 +2,8 @@
 
 The engine averages gradients over ranks and micro-steps; the caller's loss is a sum divided by the weight of the whole
 global batch, so it is multiplied by world × accumulation here to undo that: the same gradient at any world size.
-ZeRO 0 to 3. bf16 with ZeRO 0 runs as ZeRO 1, since that path of DeepSpeed keeps no mapping to fp32 masters. Under
-ZeRO 3 every use of a module is a collective of all ranks: all run the same modules in the same order.
+ZeRO 0 to 3. bf16 with ZeRO 0 or 1 runs as ZeRO 2: with gradients accumulated in fp32 DeepSpeed (0.19) takes another
+optimizer there, which cannot leave out a step that is not finite and fails on a gradient of zero. Under ZeRO 3 every use of a module is a collective of all ranks: all run the same modules in the same order.
 The learning rate is set from outside before every step: a pure function of the step, never state.
 """
 
@@ -54,7 +54,7 @@ def deepspeed_config(setting: int | Path, precision: str) -> dict[str, Any]:
     if stage not in (0, 1, 2, 3):
         raise UserError(f"there is no ZeRO stage {stage}", where="deepspeed", remedy="use 0, 1, 2 or 3")
     if precision == "bf16":
-        zero["stage"] = max(stage, 1)
+        zero["stage"] = max(stage, 2)
         config["bf16"] = {"enabled": True}
         config["data_types"] = {"grad_accum_dtype": "fp32"}
         config["communication_data_type"] = "fp32"
@@ -110,7 +110,8 @@ class Engine:
             {"params": [p for p in self.parameters if p.ndim <= 1], "weight_decay": 0.0},
         ]
         groups = [group for group in groups if group["params"]]
-        self.optimizer = torch.optim.AdamW(groups, lr=0.0, betas=betas, eps=eps, foreach=False)
+        # fused: one pass over memory; on a CPU a tenth of the time of the plain one, which allocates as it goes
+        self.optimizer = torch.optim.AdamW(groups, lr=0.0, betas=betas, eps=eps, fused=True)
         try:
             engine, *_ = deepspeed.initialize(
                 model=module, optimizer=self.optimizer, config=config, dist_init_required=False
@@ -160,7 +161,7 @@ class Engine:
         """Optimizer state exists before the first step, so that there is something to load into."""
         for flat in self._flat_tensors():
             self.optimizer.state[flat] = {
-                "step": torch.tensor(0.0),
+                "step": torch.zeros((), device=flat.device),
                 "exp_avg": torch.zeros_like(flat),
                 "exp_avg_sq": torch.zeros_like(flat),
             }
@@ -217,7 +218,7 @@ class Engine:
         and below ZeRO 3, where the module's own are whole."""
         if self.zero != 3:
             return None
-        from deepspeed.zero import GatheredParameters
+        from deepspeed.runtime.zero import GatheredParameters
 
         out = {}
         for name, parameter in module.named_parameters():  # one at a time: all together may not fit

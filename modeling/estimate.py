@@ -25,8 +25,8 @@ PEAK = {"B200": 2250e12, "H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S":
 
 @dataclass(frozen=True)
 class Sizes:
-    """parameters, linear: by module (vit, mlp, language): all of them, and those in matrix products but the head's and the
-    patch embedding's.
+    """parameters, linear: by module (vit, mlp, language): all of them, and those in matrix products but the head's and
+    the patch embedding's.
 
     width: of the attention, heads × head size, by module; layers likewise.
     """
@@ -63,7 +63,7 @@ def skeleton(vision: dict[str, Any], language: dict[str, Any], layers: int | Non
     text = {key: value for key, value in language.items() if key not in left_out} | cut
     tower = {key: value for key, value in vision.items() if key not in left_out} | cut
     config = InternVLConfig(
-        vision_config=InternVLVisionConfig(**tower, use_mean_pooling=True),
+        vision_config=InternVLVisionConfig(**tower | {"use_mean_pooling": True}),
         text_config=AutoConfig.for_model(
             language["model_type"], **{"vocab_size": 512, **text, "tie_word_embeddings": False}
         ),
@@ -155,10 +155,10 @@ class Memory:
 def state_bytes(sizes: Sizes, train: Sequence[str], precision: str, zero: int, world: int) -> tuple[float, ...]:
     """(weights, gradients, optimizer) of one rank under a ZeRO stage (arXiv 1910.02054, §5).
 
-    bf16: gradients are accumulated in fp32 and the optimizer keeps fp32 masters; bf16 with ZeRO 0 runs as ZeRO 1.
+    bf16: gradients are accumulated in fp32 and the optimizer keeps fp32 masters; ZeRO 0 and 1 run as ZeRO 2 (engine.py).
     """
     if precision == "bf16":
-        zero = max(zero, 1)
+        zero = max(zero, 2)
     size, trained = (2 if precision == "bf16" else 4), sizes.trained(train)
     masters = 4 if precision == "bf16" or zero else 0  # ZeRO 0 in fp32 updates the weights themselves
     weights = sizes.total * size / (world if zero == 3 else 1)
@@ -245,7 +245,8 @@ def _saved(vision, language, layers, train, precision, lengths, tiles) -> dict[s
         side = _side(vision.get("image_size", 448))
         batch = Batch(
             input_ids=ids, position_ids=torch.zeros(1, length, dtype=torch.long),
-            segments=Segments((), positions, positions, length), positions=positions, targets=positions, weights=torch.zeros(0), uniforms=None, counts=Counts(),
+            segments=Segments((), positions, positions, length), positions=positions, targets=positions,
+            weights=torch.zeros(0), uniforms=None, counts=Counts(),
             pixels=torch.zeros(tiles, 3, side, side) if tiles else None,
         )  # fmt: skip
     hook = model.model.language_model.register_forward_pre_hook(lambda *_: where.__setitem__(0, "language"))

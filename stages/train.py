@@ -87,6 +87,8 @@ class Trainer:
         self.tokens = np.asarray(self.reader.index["tokens"], np.float64)
         name = torch.cuda.get_device_name() if self.engine.device.type == "cuda" else "cpu"
         self.peak_flops = peak_flops(name, params.precision)
+        if self.engine.zero != zero_stage(params.deepspeed) and io.rank == 0:
+            io.log(f"bf16 runs as ZeRO {self.engine.zero}, not {zero_stage(params.deepspeed)}")
         self.datasets = sorted(set(self.reader.index["dataset"]))
         self.saver = Saver(io, self.engine)
         self.train_s = 0.0  # of the steps since the last snapshot

@@ -1,7 +1,7 @@
 """ZeRO 0 to 3 are the same training: same losses, and a checkpoint of one resumes under any other, on any ranks.
 
 Tolerances, set before anything was measured: fp32 1e-5 relative; bf16, whose weights have 8 bits of mantissa, 2e-2
-against fp32 and between its stages, which add in other orders. bf16 with ZeRO 0 runs as ZeRO 1.
+against fp32 and between its stages, which add in other orders. bf16 with ZeRO 0 or 1 runs as ZeRO 2.
 """
 
 import json
@@ -16,9 +16,8 @@ import numpy as np
 import pytest
 
 FIRST = 20  # steps over which losses must agree
-ZERO = ("0", "1", "2", "3")
 RTOL = {"fp32": 1e-5, "bf16": 2e-2}
-RUNS = [f"{zero} {precision}" for precision in RTOL for zero in ZERO]
+RUNS = ("0 fp32", "1 fp32", "2 fp32", "3 fp32", "2 bf16", "3 bf16")
 
 
 @pytest.mark.parametrize("zero", [0, 2, 3])

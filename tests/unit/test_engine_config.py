@@ -13,7 +13,7 @@ def test_a_zero_stage_in_fp32(stage):
     assert deepspeed_config(stage, "fp32") == {"zero_optimization": {"stage": stage, "overlap_comm": False}}
 
 
-@pytest.mark.parametrize(("stage", "runs_as"), [(0, 1), (1, 1), (2, 2), (3, 3)])
+@pytest.mark.parametrize(("stage", "runs_as"), [(0, 2), (1, 2), (2, 2), (3, 3)])
 def test_bf16_keeps_fp32_masters_and_accumulates_in_fp32(stage, runs_as):
     config = deepspeed_config(stage, "bf16")
     assert config["zero_optimization"]["stage"] == runs_as and config["bf16"] == {"enabled": True}
