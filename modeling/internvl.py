@@ -10,19 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import (
-    AutoModel,
-    AutoTokenizer,
-    InternVLConfig,
-    InternVLForConditionalGeneration,
-    InternVLVisionConfig,
-    Qwen2Config,
-)
-from transformers import AutoModelForCausalLM as AutoLanguageModel
+from transformers import InternVLConfig, InternVLForConditionalGeneration, InternVLVisionConfig, Qwen2Config
 
-from modeling import attention
+from modeling import attention, parts
 from modeling.batches import Batch
 from modeling.droppath import DropPath
 from modeling.errors import CheckpointError
@@ -30,16 +21,15 @@ from modeling.loss import weighted_cross_entropy
 from modeling.presets import DOWNSAMPLE, TOKENIZERS, Resolved
 from modeling.template import IMG_CONTEXT
 from modeling.tiles import IMAGENET_MEAN, IMAGENET_STD
+from modeling.tokenizer import read_tokenizer
 
 
 def build_config(resolved: Resolved, tokenizer) -> InternVLConfig:
     """The configuration of the whole model; vocabulary for the tokenizer, head never tied (as official)."""
     ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
     if resolved.language_folder:
-        from transformers import AutoConfig
-
-        text = AutoConfig.from_pretrained(resolved.language_folder)
-        text.vocab_size = max(text.vocab_size, len(tokenizer))  # a folder's padding rows are kept
+        text = parts.text_config(resolved.language_folder)
+        text.vocab_size = len(tokenizer)  # a folder's padding rows are cut, as the official resize does
         text.tie_word_embeddings = False
     else:
         sizes = {key: value for key, value in resolved.language.items() if key != "model_type"}
@@ -67,10 +57,10 @@ def build_model(resolved: Resolved, tokenizer, seed: int) -> InternVLForConditio
         nn.init.normal_(embeddings.cls_token, std=0.02)
         if resolved.language_folder:
             own = resolved.tokenizer_name not in TOKENIZERS
-            known = len(AutoTokenizer.from_pretrained(resolved.tokenizer_name) if own else tokenizer)
+            known = len(read_tokenizer(Path(resolved.tokenizer_name)) if own else tokenizer)
             _load_language(model, resolved.language_folder, known)
     if resolved.vision_folder:
-        tower = _pretrained(AutoModel, resolved.vision_folder, torch.float32)
+        tower = parts.vision_tower(resolved.vision_folder)
         missing, unexpected = model.model.vision_tower.load_state_dict(tower.state_dict(), strict=False)
         if missing or unexpected:
             where = str(resolved.vision_folder)
@@ -78,26 +68,11 @@ def build_model(resolved: Resolved, tokenizer, seed: int) -> InternVLForConditio
     return model
 
 
-def _pretrained(library_class: Any, folder: Path, dtype: Any) -> Any:
-    """from_pretrained, safetensors only. Raises CheckpointError for weights that cannot be read, lack or add a key."""
-    remedy = "fetch the folder again, or write it again from its source"
-    try:
-        model, info = library_class.from_pretrained(
-            folder, output_loading_info=True, use_safetensors=True, dtype=dtype, ignore_mismatched_sizes=True
-        )
-    except (OSError, ValueError, SafetensorError) as error:
-        raise CheckpointError(f"the weights cannot be read: {error}", where=str(folder), remedy=remedy) from error
-    wrong = {key: sorted(info[key]) for key in ("missing_keys", "unexpected_keys", "mismatched_keys") if info.get(key)}
-    if wrong:
-        raise CheckpointError(f"weights do not fit the configuration: {wrong}", where=str(folder), remedy=remedy)
-    return model
-
-
 def _load_language(model: InternVLForConditionalGeneration, folder: Path, known: int) -> None:
     """Copy a language model in. known: tokens of its own tokenizer; those after them are new: their head rows become
     the mean of the known ones, even where a padded vocabulary had rows for them; their input rows stay what they are.
     """
-    source = _pretrained(AutoLanguageModel, folder, torch.float32)
+    source = parts.language_model(folder)
     old = source.get_input_embeddings().weight.shape[0]
     state = {name: tensor for name, tensor in source.state_dict().items() if name.startswith("model.")}
     head = source.get_output_embeddings().weight.detach()
@@ -115,7 +90,7 @@ def _load_language(model: InternVLForConditionalGeneration, folder: Path, known:
 
 
 def load_model(path: str | Path) -> tuple[InternVLForConditionalGeneration, Any]:
-    """(model in eval mode, tokenizer) from a folder in Hugging Face layout; safetensors only.
+    """(model in eval mode, tokenizer or None) from a folder in Hugging Face layout; safetensors only.
 
     Raises CheckpointError for a folder that is not one, or whose weights lack or add a key.
     """
@@ -132,18 +107,20 @@ def load_model(path: str | Path) -> tuple[InternVLForConditionalGeneration, Any]
         raise CheckpointError(
             f"model type {kind!r} is not 'internvl'", where=str(path), remedy="give a folder that export wrote"
         )
-    model = _pretrained(InternVLForConditionalGeneration, path, "auto")
-    has_tokenizer = (path / "tokenizer.json").is_file() or (path / "tokenizer_config.json").is_file()
-    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False) if has_tokenizer else None
-    return model.eval(), tokenizer
+    model = parts.pretrained(InternVLForConditionalGeneration, path, "auto")
+    return model.eval(), read_tokenizer(path)
 
 
 def save_model(model: InternVLForConditionalGeneration, tokenizer, folder: Path, tile_size: int) -> None:
-    """Hugging Face layout, with the processor's JSON for users who have torchvision (this project needs none)."""
-    model.generation_config.eos_token_id = tokenizer.eos_token_id
-    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    """Hugging Face layout, with the processor's JSON for users who have torchvision (this project needs none).
+
+    tokenizer: None leaves the folder without one.
+    """
+    if tokenizer is not None:
+        model.generation_config.eos_token_id = tokenizer.eos_token_id
+        model.generation_config.pad_token_id = tokenizer.pad_token_id
+        tokenizer.save_pretrained(folder)
     model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
     processor = {
         "processor_class": "InternVLProcessor",
         "image_processor_type": "GotOcr2ImageProcessorFast",

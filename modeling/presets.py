@@ -1,4 +1,4 @@
-"""What `model:` names: tiny presets, or folders in Hugging Face layout.
+"""What `model:` names: tiny presets, or folders in Hugging Face layout or of the official InternViT and InternLM2.
 
 A preset fixes sizes only; weights start fresh. A folder gives its own config.json and weights. Either way
 `resolve` answers, without building anything, what data preparation needs: tokenizer, tile size, tokens per tile.
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from modeling.errors import UserError
+from modeling.official import CHAT, VISION_TYPE, vision_to_hf
 
 # InternVLVisionConfig fields. 300M-style (LayerNorm, biased qkv, no qk-norm, no final norm after the last block).
 VISION: dict[str, dict[str, Any]] = {
@@ -56,13 +57,16 @@ class Resolved:
     def tokenizer(self):
         """The tokenizer with the nine InternVL image tokens added."""
         from modeling.template import SPECIAL_TOKENS
-        from modeling.tokenizer import build_tokenizer
+        from modeling.tokenizer import build_tokenizer, read_tokenizer
 
         if self.tokenizer_name in TOKENIZERS:
             return build_tokenizer(self.tokenizer_name)
-        from transformers import AutoTokenizer
-
-        tokenizer = AutoTokenizer.from_pretrained(self.tokenizer_name, trust_remote_code=False)
+        tokenizer = read_tokenizer(Path(self.tokenizer_name))
+        if tokenizer is None:
+            raise UserError(
+                "the folder has no tokenizer", where=self.tokenizer_name,
+                remedy="name a preset or a folder that has one as the tokenizer",
+            )  # fmt: skip
         tokenizer.add_tokens(list(SPECIAL_TOKENS), special_tokens=True)
         return tokenizer
 
@@ -100,15 +104,22 @@ def resolve(params: Any) -> Resolved:
     vision_folder, language_folder = paths.get("vision"), paths.get("language")
     if vision_folder:
         vision = _read_config(vision_folder, "vision", VISION)
-        if vision.get("model_type") != "internvl_vision":
+        if vision.get("model_type") == VISION_TYPE:
+            vision = vision_to_hf(vision, str(vision_folder))
+        elif vision.get("model_type") != "internvl_vision":
             raise UserError(
                 f"'{vision_folder}' holds a model of type {vision.get('model_type')!r}, not 'internvl_vision'",
-                where="model.vision", remedy="give a vision tower in Hugging Face InternVL layout",
+                where="model.vision", remedy="give a vision tower alone, in Hugging Face or official InternVL layout",
             )  # fmt: skip
     else:
         vision = dict(VISION[params.vision], attention_bias=True, layer_scale_init_value=1.0)
     if language_folder:
         language = _read_config(language_folder, "language", LANGUAGE)
+        if language.get("model_type") in ("internvl", CHAT):
+            raise UserError(
+                f"'{language_folder}' holds a whole InternVL model",
+                where="model.language", remedy="give a language model alone",
+            )  # fmt: skip
         tokenizer = params.tokenizer or str(language_folder)
     else:
         language = dict(LANGUAGE[params.language], model_type="qwen2")

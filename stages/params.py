@@ -156,4 +156,6 @@ class EvaluateParams(StageParams):
 
 
 class ExportParams(StageParams):
-    layout: Literal["hf"] = "hf"
+    layout: Literal["hf", "official"] = Field(
+        default="hf", description="Hugging Face's (transformers, vLLM), or that of the official internvl_chat code"
+    )
