@@ -54,7 +54,7 @@ _ROPE = ("rope_theta", "rope_scaling", "partial_rotary_factor")
 
 
 def vision_to_hf(config: dict[str, Any], where: str) -> dict[str, Any]:
-    """The fields of an InternVLVisionConfig. The official ViT has no final norm, which `use_mean_pooling` says there."""
+    """The fields of an InternVLVisionConfig; `use_mean_pooling` there says that the ViT ends without a norm."""
     ours = {name: config.get(official, default) for official, (name, default) in _VISION.items()}
     if ours["use_qk_norm"] and ours["layer_norm_eps"] != 1e-6:
         raise _refused(f"vision_config.layer_norm_eps {ours['layer_norm_eps']} with qk_normalization", "1e-6", where)
@@ -81,14 +81,14 @@ def text_to_hf(llm: dict[str, Any], where: str) -> Any:
     the library does not have."""
     from transformers import CONFIG_MAPPING, LlamaConfig, PreTrainedConfig
 
-    kind = llm.get("model_type")
+    kind = str(llm.get("model_type"))
     rope = {name: llm[name] for name in _ROPE if llm.get(name) is not None}
     rope |= {"rope_scaling": dict(rope["rope_scaling"])} if "rope_scaling" in rope else {}
     if kind == INTERNLM2:
         if llm.get("rope_pos_id_version", "default") != "default":
             raise _refused(f"llm_config.rope_pos_id_version {llm['rope_pos_id_version']!r}", "'default'", where)
         ours = {name: llm.get(official, default) for official, (name, default) in _INTERNLM2.items()}
-        return LlamaConfig(**ours, **({"rope_theta": 10000.0} | rope))
+        return _built(LlamaConfig, ours | {"rope_theta": 10000.0} | rope, where)
     if kind not in CONFIG_MAPPING:
         raise CheckpointError(
             f"transformers has no language model of type {kind!r}", where=where,
@@ -97,7 +97,7 @@ def text_to_hf(llm: dict[str, Any], where: str) -> Any:
     config_class = CONFIG_MAPPING[kind]
     own = {field.name for field in fields(config_class)} - {field.name for field in fields(PreTrainedConfig)}
     kept = {name: llm[name] for name in own.union(_TOKENS) - {"use_cache"} if name in llm}
-    return config_class(**kept | rope | {"tie_word_embeddings": False})
+    return _built(config_class, kept | rope | {"tie_word_embeddings": False}, where)
 
 
 def says_internlm2(text: Any) -> bool:
@@ -132,7 +132,7 @@ def text_to_official(text: Any) -> dict[str, Any]:
 
 def chat_to_hf(config: dict[str, Any], image_token_id: int, where: str) -> Any:
     """An InternVLConfig from an official config.json. Raises CheckpointError for what InternVL 2.5 does not do."""
-    from transformers import InternVLConfig
+    from transformers import InternVLConfig, InternVLVisionConfig
 
     for name, default, wanted, why in (
         ("ps_version", "v1", "v2", "v1 leaves height and width swapped"),
@@ -153,14 +153,15 @@ def chat_to_hf(config: dict[str, Any], image_token_id: int, where: str) -> Any:
             f"force_image_size {size} with vision_config.image_size {vision['image_size']}",
             "the same number (the official resize_pos_embeddings makes it so)", where,
         )  # fmt: skip
-    return InternVLConfig(
-        vision_config=vision,
-        text_config=text_to_hf(config["llm_config"], where),
-        image_token_id=image_token_id,
-        image_seq_length=int((size // vision["patch_size"]) ** 2 * 0.25),
-        downsample_ratio=0.5,
-        tie_word_embeddings=False,
-    )
+    whole = {
+        "vision_config": _built(InternVLVisionConfig, vision, where),
+        "text_config": text_to_hf(config["llm_config"], where),
+        "image_token_id": image_token_id,
+        "image_seq_length": int((size // vision["patch_size"]) ** 2 * 0.25),
+        "downsample_ratio": 0.5,
+        "tie_word_embeddings": False,
+    }
+    return _built(InternVLConfig, whole, where)
 
 
 def chat_to_official(config: Any, dtype: str, where: str) -> dict[str, Any]:
@@ -181,10 +182,21 @@ def chat_to_official(config: Any, dtype: str, where: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _built(config_class: Any, values: dict[str, Any], where: str) -> Any:
+    from huggingface_hub.errors import StrictDataclassError
+
+    try:
+        return config_class(**values)
+    except (StrictDataclassError, ValueError, TypeError, KeyError) as error:
+        raise CheckpointError(f"config.json cannot be used: {error}", where=where) from error
+
+
 def _same(config: Any, wanted: dict[str, Any], where: str) -> None:
     for name, value in wanted.items():
         if getattr(config, name) != value:
-            raise _refused(f"{name} {getattr(config, name)!r}, which the official layout cannot say", repr(value), where)
+            raise _refused(
+                f"{name} {getattr(config, name)!r}, which the official layout cannot say", repr(value), where
+            )
 
 
 def _refused(found: str, wanted: str, where: str) -> CheckpointError:

@@ -49,7 +49,8 @@ class Source:
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """(name in `InternVLForConditionalGeneration.state_dict()`, tensor), each once. Raises CheckpointError, before
         the first one, with the list of keys that do not fit."""
-        shapes = {name: tuple(tensor.shape) for name, tensor in empty_model(self.config).state_dict().items()}
+        state = empty_model(self.config, str(self.folder)).state_dict()
+        shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
         if self.layout == "official":
             return layouts.read_official(TensorFolder(self.folder), shapes, self.config.text_config, self.internlm2)
         return _from_hf(TensorFolder(self.folder, layouts.canonical_name), shapes, self.config.tie_word_embeddings)
@@ -107,22 +108,26 @@ def _image_token(
 
 
 def _hf_config(folder: Path, image_token_id: int) -> Any:
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import InternVLConfig
 
     try:
         config = InternVLConfig.from_pretrained(folder)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (StrictDataclassError, OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"config.json cannot be used: {error}", where=str(folder)) from error
     config.image_token_id = image_token_id
     return config
 
 
-def empty_model(config: Any) -> Any:
-    """The model of a configuration without memory for its weights."""
+def empty_model(config: Any, where: str) -> Any:
+    """The model of a configuration without memory for its weights. Raises CheckpointError for one that makes none."""
     from transformers import InternVLForConditionalGeneration
 
-    with torch.device("meta"):
-        return InternVLForConditionalGeneration(config)
+    try:
+        with torch.device("meta"):
+            return InternVLForConditionalGeneration(config)
+    except (ValueError, TypeError, ZeroDivisionError) as error:
+        raise CheckpointError(f"the configuration makes no model: {error}", where=where) from error
 
 
 def _from_hf(files: TensorFolder, shapes: Shapes, tied: bool) -> Iterator[tuple[str, Tensor]]:
@@ -142,7 +147,7 @@ def write(source: Source, folder: Path, layout: Layout) -> int:
     with appearing(folder) as place:
         if layout == "official":
             return _write_official(source, place)
-        model = empty_model(source.config)
+        model = empty_model(source.config, str(source.folder))
         model.load_state_dict(dict(source.tensors()), assign=True)
         save_model(model, source.tokenizer, place, source.config.vision_config.image_size[0])
         return sum(tensor.numel() for tensor in model.state_dict().values())

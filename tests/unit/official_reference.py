@@ -1,4 +1,4 @@
-"""The official forward in plain torch, from the formulas alone, on tensors under official names: what an import must equal.
+"""The official forward in plain torch, from the formulas alone, on tensors under official names.
 
 Independent of the project's code and of transformers' models: InternViT with LayerNorm or RMSNorm and QK-norm over the
 full width, pixel shuffle v2, `mlp1`, and InternLM2 with its fused wqkv (arXiv 2412.05271 §3; modeling_intern_vit.py and
@@ -127,7 +127,7 @@ def logits(w: Weights, config: dict, ids: Tensor, pixels: Tensor, image_token: i
 def variant(style: str, config: dict, weights: Weights) -> tuple[dict, Weights]:
     """A checkpoint of another style made of the official tiny one's (config, weights), seeded where it has none.
 
-    "6b": RMSNorm, QK-norm, no qkv bias. "internlm2": that language model, with biases and an eps large enough to matter.
+    "6b": RMSNorm, QK-norm, no qkv bias. "internlm2": that language model, with biases and an eps that matters.
     """
     generator = torch.Generator().manual_seed(7)
 

@@ -22,6 +22,15 @@ STYLES = ("tiny", "6b", "internlm2")
 CASE = load_file(OFFICIAL / "case.safetensors")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Models this small only lose by sharing their sums among threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def put(folder, config, weights):
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(config))
@@ -128,7 +137,9 @@ def test_export_and_import_give_the_same_bits_in_both_layouts(checkpoint, import
     write(open_source(out), tmp_path / "hf", "hf")  # the id of the image token came along
     back, first = load_file(tmp_path / "hf" / "model.safetensors"), load_file(imported / "model.safetensors")
     assert back.keys() == first.keys() and all(torch.equal(back[name], first[name]) for name in first)
-    assert json.loads((tmp_path / "hf" / "config.json").read_text()) == json.loads((imported / "config.json").read_text())
+    assert json.loads((tmp_path / "hf" / "config.json").read_text()) == json.loads(
+        (imported / "config.json").read_text()
+    )
     copy = tmp_path / "copy"
     write(open_source(imported), copy, "hf")
     assert (copy / "model.safetensors").read_bytes() == (imported / "model.safetensors").read_bytes()
@@ -325,7 +336,9 @@ def test_a_tied_head_becomes_one_of_its_own_in_the_official_layout(micro, tmp_pa
     weights = load_file(tmp_path / "official" / "model.safetensors")
     assert torch.equal(weights["language_model.lm_head.weight"], weights["language_model.model.embed_tokens.weight"])
     write(open_source(tmp_path / "tied"), tmp_path / "hf", "hf")
-    assert (tmp_path / "hf" / "model.safetensors").read_bytes() == (tmp_path / "tied" / "model.safetensors").read_bytes()
+    assert (tmp_path / "hf" / "model.safetensors").read_bytes() == (
+        tmp_path / "tied" / "model.safetensors"
+    ).read_bytes()
 
 
 def test_what_the_official_layout_cannot_say(imported, tmp_path):
