@@ -89,10 +89,13 @@ def _image_token(
 ) -> tuple[int, tuple[str, ...]]:
     """The id of <IMG_CONTEXT>, and what to tell the user about it."""
     if tokenizer is None:
-        token = next(t for t in (given, recorded, PUBLISHED.get(str(language)), PUBLISHED["qwen2"]) if t is not None)
-        told = f"no tokenizer: token {token} stands for {IMG_CONTEXT}" + (
-            "" if given is not None else " (say which with --image-token-id)"
-        )
+        token, why = given if given is not None else recorded, ""
+        if token is None:
+            token, why = (
+                PUBLISHED.get(str(language), PUBLISHED["qwen2"]),
+                " as in the published models (or --image-token-id)",
+            )
+        told = f"no tokenizer: token {token} stands for {IMG_CONTEXT}{why}"
         return token, (f"{told}; the model loads, but cannot be asked or trained before it has one",)
     known = tokenizer.get_vocab().get(IMG_CONTEXT, recorded)
     if known is None:
