@@ -76,11 +76,17 @@ def open_source(folder: str | Path, *, image_token_id: int | None = None, tokeni
     if tokenizer and spoken is None:
         raise UserError("the folder has no tokenizer", where=tokenizer, remedy="give one with a tokenizer.json")
     token, notes = _image_token(spoken, image_token_id, config.get("image_token_id"), text.get("model_type"), where)
+    mapped = _hf_config(folder, token) if kind == "internvl" else official.chat_to_hf(config, token, where)
+    rows = mapped.text_config.vocab_size
+    if spoken is not None and len(spoken) > rows:
+        raise CheckpointError(
+            f"the tokenizer has {len(spoken)} tokens, the model rows for {rows}", where=where,
+            remedy="name the folder of the model's own tokenizer with --tokenizer",
+        )  # fmt: skip
     if kind == "internvl":
-        return Source(folder, "hf", _hf_config(folder, token), spoken, notes=notes)
+        return Source(folder, "hf", mapped, spoken, notes=notes)
     if config.get("template", official.TEMPLATE) != official.TEMPLATE:
         notes += (f"its chat template is {config['template']!r}; Stageline talks {official.TEMPLATE!r} to it",)
-    mapped = official.chat_to_hf(config, token, where)
     return Source(folder, "official", mapped, spoken, text.get("model_type") == official.INTERNLM2, notes)
 
 
@@ -89,13 +95,10 @@ def _image_token(
 ) -> tuple[int, tuple[str, ...]]:
     """The id of <IMG_CONTEXT>, and what to tell the user about it."""
     if tokenizer is None:
-        token, why = given if given is not None else recorded, ""
-        if token is None:
-            token, why = (
-                PUBLISHED.get(str(language), PUBLISHED["qwen2"]),
-                " as in the published models (or --image-token-id)",
-            )
-        told = f"no tokenizer: token {token} stands for {IMG_CONTEXT}{why}"
+        token = given if given is not None else recorded
+        guessed = "" if token is not None else " as in the published models (or --image-token-id)"
+        token = PUBLISHED.get(str(language), PUBLISHED["qwen2"]) if token is None else token
+        told = f"no tokenizer: token {token} stands for {IMG_CONTEXT}{guessed}"
         return token, (f"{told}; the model loads, but cannot be asked or trained before it has one",)
     known = tokenizer.get_vocab().get(IMG_CONTEXT, recorded)
     if known is None:

@@ -299,6 +299,12 @@ def test_the_tokenizer_comes_along(micro, tmp_path):
         open_source(OFFICIAL, image_token_id=5)
 
 
+def test_a_tokenizer_of_another_model(micro, tmp_path):
+    micro.tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match="the tokenizer has 413 tokens, the model rows for 320"):
+        open_source(OFFICIAL, tokenizer=str(tmp_path))
+
+
 def test_a_folder_without_a_tokenizer(checkpoint, tmp_path):
     if checkpoint.style == "tiny":
         return
