@@ -3,7 +3,8 @@
 The engine averages gradients over ranks and micro-steps; the caller's loss is a sum divided by the weight of the whole
 global batch, so it is multiplied by world × accumulation here to undo that: the same gradient at any world size.
 ZeRO 0 to 3. bf16 with ZeRO 0 or 1 runs as ZeRO 2: with gradients accumulated in fp32 DeepSpeed (0.19) takes another
-optimizer there, which cannot leave out a step that is not finite and fails on a gradient of zero. Under ZeRO 3 every use of a module is a collective of all ranks: all run the same modules in the same order.
+optimizer there, which cannot leave out a step that is not finite and fails on a gradient of zero. Under ZeRO 3 every
+use of a module is a collective of all ranks: all run the same modules in the same order.
 The learning rate is set from outside before every step: a pure function of the step, never state.
 """
 

@@ -155,7 +155,7 @@ class Memory:
 def state_bytes(sizes: Sizes, train: Sequence[str], precision: str, zero: int, world: int) -> tuple[float, ...]:
     """(weights, gradients, optimizer) of one rank under a ZeRO stage (arXiv 1910.02054, §5).
 
-    bf16: gradients are accumulated in fp32 and the optimizer keeps fp32 masters; ZeRO 0 and 1 run as ZeRO 2 (engine.py).
+    bf16: gradients are accumulated in fp32, the optimizer keeps fp32 masters; ZeRO 0 and 1 run as ZeRO 2 (engine.py).
     """
     if precision == "bf16":
         zero = max(zero, 2)

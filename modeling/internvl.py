@@ -11,20 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import (
-    AutoModel,
-    AutoTokenizer,
-    InternVLConfig,
-    InternVLForConditionalGeneration,
-    InternVLVisionConfig,
-    Qwen2Config,
-)
-from transformers import AutoModelForCausalLM as AutoLanguageModel
+from transformers import AutoConfig, InternVLConfig, InternVLForConditionalGeneration, InternVLVisionConfig
 
-from modeling import attention
+from modeling import attention, parts
 from modeling.batches import Batch
 from modeling.droppath import DropPath
 from modeling.errors import CheckpointError
@@ -32,20 +24,20 @@ from modeling.loss import weighted_cross_entropy
 from modeling.presets import DOWNSAMPLE, TOKENIZERS, Resolved
 from modeling.template import IMG_CONTEXT
 from modeling.tiles import IMAGENET_MEAN, IMAGENET_STD
+from modeling.tokenizer import read_tokenizer
 
 
 def build_config(resolved: Resolved, tokenizer) -> InternVLConfig:
     """The configuration of the whole model; vocabulary for the tokenizer, head never tied (as official)."""
-    ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    ids: dict[str, Any] = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
     if resolved.language_folder:
-        from transformers import AutoConfig
-
-        text = AutoConfig.from_pretrained(resolved.language_folder)
-        text.vocab_size = max(text.vocab_size, len(tokenizer))  # a folder's padding rows are kept
+        text = parts.text_config(resolved.language_folder)
+        text.vocab_size = len(tokenizer)  # a folder's padding rows are cut, as the official resize does
         text.tie_word_embeddings = False
     else:
-        sizes = {key: value for key, value in resolved.language.items() if key != "model_type"}
-        text = Qwen2Config(vocab_size=len(tokenizer), tie_word_embeddings=False, bos_token_id=None, **ids, **sizes)
+        sizes = {key: value for key, value in resolved.language.items() if key not in ("model_type", "vocab_size")}
+        ids |= {"bos_token_id": None, "tie_word_embeddings": False, "vocab_size": len(tokenizer)}
+        text = AutoConfig.for_model(resolved.language["model_type"], **ids, **sizes)
     vision = InternVLVisionConfig(**{k: v for k, v in resolved.vision.items() if k != "model_type"})
     vision.use_mean_pooling = True  # the official model has no final norm after the last ViT block
     return InternVLConfig(
@@ -69,10 +61,10 @@ def build_model(resolved: Resolved, tokenizer, seed: int) -> InternVLForConditio
         nn.init.normal_(embeddings.cls_token, std=0.02)
         if resolved.language_folder:
             own = resolved.tokenizer_name not in TOKENIZERS
-            known = len(AutoTokenizer.from_pretrained(resolved.tokenizer_name) if own else tokenizer)
+            known = len(read_tokenizer(Path(resolved.tokenizer_name)) if own else tokenizer)
             _load_language(model, resolved.language_folder, known)
     if resolved.vision_folder:
-        tower = _pretrained(AutoModel, resolved.vision_folder, torch.float32)
+        tower = parts.vision_tower(resolved.vision_folder)
         missing, unexpected = model.model.vision_tower.load_state_dict(tower.state_dict(), strict=False)
         if missing or unexpected:
             where = str(resolved.vision_folder)
@@ -80,26 +72,11 @@ def build_model(resolved: Resolved, tokenizer, seed: int) -> InternVLForConditio
     return model
 
 
-def _pretrained(library_class: Any, folder: Path, dtype: Any) -> Any:
-    """from_pretrained, safetensors only. Raises CheckpointError for weights that cannot be read, lack or add a key."""
-    remedy = "fetch the folder again, or write it again from its source"
-    try:
-        model, info = library_class.from_pretrained(
-            folder, output_loading_info=True, use_safetensors=True, dtype=dtype, ignore_mismatched_sizes=True
-        )
-    except (OSError, ValueError, SafetensorError) as error:
-        raise CheckpointError(f"the weights cannot be read: {error}", where=str(folder), remedy=remedy) from error
-    wrong = {key: sorted(info[key]) for key in ("missing_keys", "unexpected_keys", "mismatched_keys") if info.get(key)}
-    if wrong:
-        raise CheckpointError(f"weights do not fit the configuration: {wrong}", where=str(folder), remedy=remedy)
-    return model
-
-
 def _load_language(model: InternVLForConditionalGeneration, folder: Path, known: int) -> None:
     """Copy a language model in. known: tokens of its own tokenizer; those after them are new: their head rows become
     the mean of the known ones, even where a padded vocabulary had rows for them; their input rows stay what they are.
     """
-    source = _pretrained(AutoLanguageModel, folder, torch.float32)
+    source = parts.language_model(folder)
     old = source.get_input_embeddings().weight.shape[0]
     state = {name: tensor for name, tensor in source.state_dict().items() if name.startswith("model.")}
     head = source.get_output_embeddings().weight.detach()
@@ -137,7 +114,7 @@ def take_vision(model: InternVLForConditionalGeneration, folder: Path) -> None:
 
 
 def load_model(path: str | Path) -> tuple[InternVLForConditionalGeneration, Any]:
-    """(model in eval mode, tokenizer) from a folder in Hugging Face layout; safetensors only.
+    """(model in eval mode, tokenizer or None) from a folder in Hugging Face layout; safetensors only.
 
     Raises CheckpointError for a folder that is not one, or whose weights lack or add a key.
     """
@@ -154,10 +131,8 @@ def load_model(path: str | Path) -> tuple[InternVLForConditionalGeneration, Any]
         raise CheckpointError(
             f"model type {kind!r} is not 'internvl'", where=str(path), remedy="give a folder that export wrote"
         )
-    model = _pretrained(InternVLForConditionalGeneration, path, "auto")
-    has_tokenizer = (path / "tokenizer.json").is_file() or (path / "tokenizer_config.json").is_file()
-    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False) if has_tokenizer else None
-    return model.eval(), tokenizer
+    model = parts.pretrained(InternVLForConditionalGeneration, path, "auto")
+    return model.eval(), read_tokenizer(path)
 
 
 def save_model(
@@ -169,12 +144,13 @@ def save_model(
 ) -> None:
     """Hugging Face layout, with the processor's JSON for users who have torchvision (this project needs none).
 
-    state: the weights, where they are not the module's own (ZeRO 3).
+    tokenizer: None leaves the folder without one. state: the weights, where they are not the module's own (ZeRO 3).
     """
-    model.generation_config.eos_token_id = tokenizer.eos_token_id
-    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    if tokenizer is not None:
+        model.generation_config.eos_token_id = tokenizer.eos_token_id
+        model.generation_config.pad_token_id = tokenizer.pad_token_id
+        tokenizer.save_pretrained(folder)
     model.save_pretrained(folder, state_dict=state)
-    tokenizer.save_pretrained(folder)
     processor = {
         "processor_class": "InternVLProcessor",
         "image_processor_type": "GotOcr2ImageProcessorFast",

@@ -1,4 +1,4 @@
-"""What `model:` names: presets, or folders in Hugging Face layout.
+"""What `model:` names: presets, or folders in Hugging Face layout or of the official InternViT and InternLM2.
 
 A preset fixes sizes only; weights start fresh. A folder gives its own config.json and weights. Either way
 `resolve` answers, without building anything, what data preparation needs: tokenizer, tile size, tokens per tile.
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from modeling.errors import UserError
+from modeling.official import CHAT, INTERNLM2, VISION_TYPE, text_to_hf, vision_to_hf
 
 # InternVLVisionConfig fields. 300M-style (LayerNorm, biased qkv, no qk-norm, no final norm after the last block).
 VISION: dict[str, dict[str, Any]] = {
@@ -104,13 +105,16 @@ class Resolved:
     def tokenizer(self):
         """The tokenizer with the nine InternVL image tokens added."""
         from modeling.template import SPECIAL_TOKENS
-        from modeling.tokenizer import build_tokenizer
+        from modeling.tokenizer import build_tokenizer, read_tokenizer
 
         if self.tokenizer_name in TOKENIZERS:
             return build_tokenizer(self.tokenizer_name)
-        from transformers import AutoTokenizer
-
-        tokenizer = AutoTokenizer.from_pretrained(self.tokenizer_name, trust_remote_code=False)
+        tokenizer = read_tokenizer(Path(self.tokenizer_name))
+        if tokenizer is None:
+            raise UserError(
+                "the folder has no tokenizer", where=self.tokenizer_name,
+                remedy="name a preset or a folder that has one as the tokenizer",
+            )  # fmt: skip
         tokenizer.add_tokens(list(SPECIAL_TOKENS), special_tokens=True)
         return tokenizer
 
@@ -145,12 +149,18 @@ def sizes(params: Any) -> tuple[dict[str, Any], dict[str, Any]] | None:
         elif (paths[field] / "config.json").is_file():
             known = fields(PUBLISHED[paths[field].name]) if paths[field].name in PUBLISHED else {}
             rows = {"vocab_size": known["vocab_size"]} if "vocab_size" in known else {}  # the file counts padding rows
-            out.append(_read_config(paths[field], field, ()) | rows)
+            out.append(_in_hf_words(_read_config(paths[field], field, ()), str(paths[field])) | rows)
         elif paths[field].name in PUBLISHED:
             out.append(fields(PUBLISHED[paths[field].name]))
         else:
             return None
     return out[0], out[1]
+
+
+def _in_hf_words(config: dict[str, Any], where: str) -> dict[str, Any]:
+    if config.get("model_type") == VISION_TYPE:
+        return vision_to_hf(config, where)
+    return text_to_hf(config, where).to_dict() if config.get("model_type") == INTERNLM2 else config
 
 
 def _read_config(folder: Path, field: str, presets) -> dict[str, Any]:
@@ -178,15 +188,22 @@ def resolve(params: Any) -> Resolved:
     vision_folder, language_folder = paths.get("vision"), paths.get("language")
     if vision_folder:
         vision = _read_config(vision_folder, "vision", VISION)
-        if vision.get("model_type") != "internvl_vision":
+        if vision.get("model_type") == VISION_TYPE:
+            vision = vision_to_hf(vision, str(vision_folder))
+        elif vision.get("model_type") != "internvl_vision":
             raise UserError(
                 f"'{vision_folder}' holds a model of type {vision.get('model_type')!r}, not 'internvl_vision'",
-                where="model.vision", remedy="give a vision tower in Hugging Face InternVL layout",
+                where="model.vision", remedy="give a vision tower alone, in Hugging Face or official InternVL layout",
             )  # fmt: skip
     else:
         vision = vision_fields(params.vision)
     if language_folder:
         language = _read_config(language_folder, "language", LANGUAGE)
+        if language.get("model_type") in ("internvl", CHAT):
+            raise UserError(
+                f"'{language_folder}' holds a whole InternVL model",
+                where="model.language", remedy="give a language model alone",
+            )  # fmt: skip
         tokenizer = params.tokenizer or str(language_folder)
     else:
         language = language_fields(params.language)

@@ -1,4 +1,5 @@
-"""Tokenizers built from nothing: for the tiny models, the tests and the quickstart, with no download.
+"""Tokenizers built from nothing: for the tiny models, the tests and the quickstart, with no download; and those of
+model folders.
 
 Invariant: every text survives (decode(encode(x)) == x: byte-level BPE knows every byte), special tokens are matched
 anywhere and never stripped, each digit is one token, and the result depends on this file alone: the merges are
@@ -7,8 +8,11 @@ learned here, with ties broken by the pair itself, not by a library whose order 
 """
 
 from collections import Counter
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from modeling.errors import CheckpointError
 from modeling.template import SPECIAL_TOKENS
 
 if TYPE_CHECKING:
@@ -74,6 +78,36 @@ def build_tokenizer(name: str) -> "PreTrainedTokenizerFast":
         unk_token=UNK,
         clean_up_tokenization_spaces=False,
     )
+
+
+FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
+
+
+def read_tokenizer(folder: Path, config: Mapping[str, Any] | None = None) -> Any:
+    """The tokenizer of a model folder, None where it has none. It ends an answer with `<|im_end|>`, where it knows it.
+
+    config: the language model's, which names the pad token where the folder has a tokenizer.json alone. Raises
+    CheckpointError for a tokenizer that cannot be read, or only by running code that comes with it.
+    """
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    if not any((folder / name).is_file() for name in FILES):
+        return None
+    try:
+        if (folder / "tokenizer_config.json").is_file() or not (folder / "tokenizer.json").is_file():
+            tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        else:
+            tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
+            pad = (config or {}).get("pad_token_id")
+            tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad) if pad is not None else None
+    except Exception as error:  # whatever the library meets in files that others wrote
+        raise CheckpointError(
+            f"the tokenizer cannot be read: {error}", where=str(folder),
+            remedy="take another folder's, with a tokenizer.json that needs no code of its own",
+        ) from error  # fmt: skip
+    if EOS in tokenizer.get_vocab():
+        tokenizer.eos_token = EOS
+    return tokenizer
 
 
 def _learn_merges(splitter: "PreTokenizer") -> list[tuple[str, str]]:

@@ -1,13 +1,14 @@
-"""Export a trained stage as a Hugging Face folder: model, tokenizer, processor JSON, chat template, card.
+"""Export a trained stage in Hugging Face layout or in the official one, with what a stranger needs beside it.
 
-A training stage already ends in this layout (modeling/internvl.py); export checks that it loads without a missing or
-unexpected key and adds what a stranger needs beside it.
+A training stage already ends in Hugging Face layout (modeling/internvl.py); export checks every key against the
+configuration and adds chat template and card. The official layout is modeling/weights.py's.
 """
 
 import json
-import shutil
+from pathlib import Path
 
 from modeling.template import DEFAULT_SYSTEM
+from modeling.weights import Layout, Source, open_source, write
 from stages.io import StageIO
 from stages.plan_packs import parent
 
@@ -21,27 +22,34 @@ CHAT_TEMPLATE = (
     "{%- endfor %}{% endif %}<|im_end|>\n{% endfor -%}"
     "{%- if add_generation_prompt %}<|im_start|>assistant\n{% endif -%}"
 )
+USE = {
+    "hf": "```python\nfrom transformers import AutoModelForImageTextToText, AutoTokenizer\n\n"
+    'model = AutoModelForImageTextToText.from_pretrained("THIS_FOLDER")\n'
+    'tokenizer = AutoTokenizer.from_pretrained("THIS_FOLDER")\n```',
+    "official": "The folder has the layout of the official `internvl_chat` code (github.com/OpenGVLab/InternVL), whose "
+    "`InternVLChatModel.from_pretrained` reads it.",
+}
+
+
+def export_folder(source: Source, folder: Path, layout: Layout) -> int:
+    """Write a model folder for others to use; its number of parameters. Raises as `modeling.weights.write` does."""
+    parameters = write(source, folder, layout)
+    if layout == "hf" and source.tokenizer is not None:
+        (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE)
+    return parameters
 
 
 def export(io: StageIO) -> None:
-    """Copy the parent's model, prove that it loads, add the chat template and a model card."""
-    from modeling.internvl import load_model
-
+    """The parent's model in the layout asked for, checked key by key, with the chat template and a model card."""
     trained = parent(io, "train")
     assert trained is not None, "the spec lets no export pass without a trained stage"
-    model, _ = load_model(trained.folder)
-    parameters = sum(p.numel() for p in model.parameters())
-    folder = io.scratch / "export"
-    shutil.copytree(trained.folder, folder)
-    (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE)
+    folder, layout = io.scratch / "export", io.params.layout
+    parameters = export_folder(open_source(trained.folder), folder, layout)
     (folder / "README.md").write_text(
         "---\nlibrary_name: transformers\npipeline_tag: image-text-to-text\n---\n\n"
         f"# {io.stage}\n\nAn InternVL-2.5-style model of {parameters:,} parameters, the result of stage "
-        f"`{trained.name}` (fingerprint `{trained.fingerprint}`), trained with Stageline.\n\n"
-        "```python\nfrom transformers import AutoModelForImageTextToText, AutoTokenizer\n\n"
-        'model = AutoModelForImageTextToText.from_pretrained("THIS_FOLDER")\n'
-        'tokenizer = AutoTokenizer.from_pretrained("THIS_FOLDER")\n```\n\n'
+        f"`{trained.name}` (fingerprint `{trained.fingerprint}`), trained with Stageline.\n\n{USE[layout]}\n\n"
         f"Training parameters:\n\n```json\n{json.dumps(trained.params, indent=1)}\n```\n"
     )
     io.log(f"exported {parameters:,} parameters of stage {trained.name}")
-    io.complete(folder, {"stage": trained.name, "parameters": parameters, "layout": io.params.layout})
+    io.complete(folder, {"stage": trained.name, "parameters": parameters, "layout": layout})

@@ -32,8 +32,8 @@ class Params(BaseModel):
 class ModelParams(Params):
     """`model:` — which parts the model is built of."""
 
-    vision: str = Field(description="a preset (modeling/presets.py) or a Hugging Face folder")
-    language: str = Field(description="a preset or a Hugging Face folder")
+    vision: str = Field(description="a preset (modeling/presets.py), a Hugging Face or InternViT folder")
+    language: str = Field(description="a preset, a Hugging Face or InternLM2 folder")
     tokenizer: str | None = Field(default=None, description="a preset or a folder; None: the language model's own")
     tile_size: int | None = Field(default=None, gt=0, description="pixels per tile side; None: the vision preset's")
     drop_path: float = Field(default=0.0, ge=0, lt=1)
@@ -171,4 +171,6 @@ class EvaluateParams(StageParams):
 
 
 class ExportParams(StageParams):
-    layout: Literal["hf"] = "hf"
+    layout: Literal["hf", "official"] = Field(
+        default="hf", description="Hugging Face's (transformers, vLLM), or that of the official internvl_chat code"
+    )

@@ -6,7 +6,7 @@ import sys
 import traceback
 
 from modeling.errors import UserError
-from orchestrator.cli import commands
+from orchestrator.cli import commands, weights
 from orchestrator.cli.gc import gc
 from orchestrator.cli.run import run
 from orchestrator.errors import StorageTransient
@@ -51,6 +51,24 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--image", action="append", default=[], help="a picture; once for each")
     sub.add_argument("--max-tiles", type=int, default=12, help="tiles for all pictures together (default 12)")
     sub.add_argument("--max-new-tokens", type=int, default=64)
+
+    def folders(name: str, function, text: str) -> argparse.ArgumentParser:
+        sub = verbs.add_parser(name, help=text, description=text)
+        sub.add_argument("--output", required=True, metavar="DIR", help="a new folder")
+        sub.add_argument("--tokenizer", metavar="FOLDER", help="take this folder's tokenizer instead")
+        sub.add_argument("--image-token-id", type=int, metavar="ID", help="<IMG_CONTEXT>, where no tokenizer tells")
+        sub.set_defaults(function=function)
+        return sub
+
+    text = "a model folder, official or Hugging Face, or a ViT and a language model, into a Hugging Face folder"
+    sub = folders("import", weights.import_, text)
+    sub.add_argument("source", nargs="?", help="a whole model; its layout is recognised")
+    sub.add_argument("--vision", metavar="VIT", help="a ViT alone: a folder or a preset")
+    sub.add_argument("--language", metavar="LLM", help="a language model alone: a folder or a preset")
+    sub.add_argument("--seed", type=int, default=0, help="of the fresh projector between --vision and --language")
+    sub = folders("export", weights.export, "a model folder of either layout into Hugging Face's or the official one")
+    sub.add_argument("source", help="a whole model; its layout is recognised")
+    sub.add_argument("--layout", choices=("hf", "official"), required=True)
     return top
 
 

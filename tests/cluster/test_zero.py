@@ -35,19 +35,18 @@ def ranks(world: int, folder: Path) -> dict:
         port = free.getsockname()[1]
     script = [sys.executable, str(Path(__file__).with_name("engine_ranks.py")), str(folder)]
     rendezvous = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    group = [
-        subprocess.Popen(
-            script, env=os.environ | rendezvous | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )
-        for rank in range(world)
-    ]  # fmt: skip
+    logs = [folder / f"{world}-{rank}.log" for rank in range(world)]  # a pipe that nobody empties would stop a rank
+    group = []
+    for rank, log in enumerate(logs):
+        environment = os.environ | rendezvous | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        with log.open("w") as file:
+            group.append(subprocess.Popen(script, env=environment, stdout=file, stderr=file))
     try:
-        outputs = [process.communicate(timeout=240)[0] for process in group]
+        codes = [process.wait(timeout=240) for process in group]
     finally:
         for process in group:
             process.kill()
-    assert [process.returncode for process in group] == [0] * world, "\n".join(outputs)
+    assert codes == [0] * world, "\n".join(log.read_text() for log in logs)
     return json.loads((folder / f"{world}.json").read_text())
 
 

@@ -4,7 +4,6 @@ Heavy libraries are imported inside the fixtures, so that the tests which need n
 """
 
 import io
-import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -32,57 +31,17 @@ def micro():
     return SimpleNamespace(params=params, resolved=resolved, tokenizer=tokenizer, build=build)
 
 
-def to_hf(name: str, tensor):
-    """The (name, tensor) pairs of Hugging Face's layout for one of the official layout."""
-    if name.startswith("language_model.model."):
-        return [("model.language_model." + name.removeprefix("language_model.model."), tensor)]
-    if name.startswith("language_model.lm_head."):
-        return [(name.removeprefix("language_model."), tensor)]
-    for old, new in (
-        ("mlp1.0.", "layer_norm."), ("mlp1.1.", "linear_1."), ("mlp1.3.", "linear_2."),
-    ):  # fmt: skip
-        if name.startswith(old):
-            return [("model.multi_modal_projector." + new + name.removeprefix(old), tensor)]
-    for old, new in (
-        ("vision_model.", "model.vision_tower."), ("class_embedding", "cls_token"),
-        ("patch_embedding.", "patch_embeddings.projection."), ("position_embedding", "position_embeddings"),
-        ("encoder.layers.", "encoder.layer."), ("attn.proj.", "attention.projection_layer."),
-        ("norm1.", "layernorm_before."), ("norm2.", "layernorm_after."), ("ls1", "lambda_1"), ("ls2", "lambda_2"),
-    ):  # fmt: skip
-        name = name.replace(old, new)
-    if "attn.qkv." not in name:
-        return [(name, tensor)]
-    return [
-        (name.replace("attn.qkv.", f"attention.{part}_proj."), block.clone())
-        for part, block in zip("qkv", tensor.chunk(3), strict=True)
-    ]
-
-
 @pytest.fixture(scope="session")
 def official(tmp_path_factory):
-    """The official tiny checkpoint in our configuration: model, and case (tensors of tests/data/golden/official_tiny).
-
-    Loading is strict: a missing or an unexpected key fails every test that uses it.
-    """
+    """The official tiny checkpoint, imported: model, and case (tensors of tests/data/golden/official_tiny)."""
     from safetensors.torch import load_file
-    from transformers import InternVLForConditionalGeneration, PreTrainedTokenizerFast
 
-    from modeling.internvl import build_config
-    from modeling.presets import Resolved
+    from modeling.internvl import load_model
+    from modeling.weights import open_source, write
 
-    config = json.loads((OFFICIAL / "config.json").read_text())
-    language = tmp_path_factory.mktemp("language")
-    (language / "config.json").write_text(json.dumps(config["llm_config"]))
-    sizes = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "image_size", "patch_size")
-    vision = {name: config["vision_config"][name] for name in sizes}
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_file=str(OFFICIAL / "tokenizer.json"), eos_token="<|im_end|>", pad_token="<pad>"
-    )
-    resolved = Resolved(vision | {"attention_bias": True}, {}, "", 56, None, language)
-    model = InternVLForConditionalGeneration(build_config(resolved, tokenizer)).eval()
-    weights = load_file(OFFICIAL / "model.safetensors")
-    model.load_state_dict(dict(pair for name, tensor in weights.items() for pair in to_hf(name, tensor)))
-    return SimpleNamespace(model=model, case=load_file(OFFICIAL / "case.safetensors"), resolved=resolved)
+    folder = tmp_path_factory.mktemp("official") / "imported"
+    write(open_source(OFFICIAL), folder, "hf")
+    return SimpleNamespace(model=load_model(folder)[0], case=load_file(OFFICIAL / "case.safetensors"))
 
 
 def picture(seed: int, width: int, height: int) -> bytes:

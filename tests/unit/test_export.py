@@ -82,6 +82,27 @@ def test_the_exported_folder_loads_with_its_template_and_card(micro, io):
     assert processor["size"] == {"height": 32, "width": 32}
 
 
+def test_the_official_layout(micro, io, tmp_path):
+    """Under the official names, with a card that says who reads it; it comes back to the bit."""
+    from safetensors.torch import load_file
+
+    from modeling.weights import open_source, write
+
+    io.params = ExportParams(layout="official")
+    export(io)
+    config = json.loads((io.result / "config.json").read_text())
+    assert (config["model_type"], config["architectures"]) == ("internvl_chat", ["InternVLChatModel"])
+    assert {name.split(".")[0] for name in load_file(io.result / "model.safetensors")} == {
+        "vision_model", "mlp1", "language_model",
+    }  # fmt: skip
+    assert "InternVLChatModel" in (io.result / "README.md").read_text() and io.summary["layout"] == "official"
+    write(open_source(io.result), tmp_path / "back", "hf")
+    model, tokenizer = load_model(tmp_path / "back")
+    state = micro.build(seed=4).state_dict()
+    assert all(torch.equal(state[name], tensor) for name, tensor in model.state_dict().items())
+    assert len(tokenizer) == len(micro.tokenizer)
+
+
 def test_a_model_that_does_not_load_is_not_exported(io):
     (io.inputs["full"].folder / "model.safetensors").write_bytes(b"damaged")
     with pytest.raises(CheckpointError):
