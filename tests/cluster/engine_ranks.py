@@ -83,7 +83,8 @@ class Training:
     def state(self) -> bytes:
         """All that a step may change, but for AdamW's step count: losses after it tell of that."""
         fragments = list(self.engine.owned())
-        weights = b"".join(p.detach().float().numpy().tobytes() for p in self.model.parameters())
+        whole = self.engine.state_dict(self.model) if self.engine.zero == 3 else dict(self.model.named_parameters())
+        weights = b"".join(p.detach().float().numpy().tobytes() for p in (whole or {}).values())
         return weights + bytes(Snapshot(fragments).take(fragments))
 
     def spoiled(self, first: int) -> list[bool]:
