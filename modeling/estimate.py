@@ -61,9 +61,10 @@ def skeleton(vision: dict[str, Any], language: dict[str, Any], layers: int | Non
     cut = {} if layers is None else {"num_hidden_layers": layers}
     left_out = ("model_type", "tokenizer", "layer_types", "architectures", "tie_word_embeddings")
     text = {key: value for key, value in language.items() if key not in left_out} | cut
-    tower = {key: value for key, value in vision.items() if key not in left_out} | cut
+    tower: dict[str, Any] = {key: value for key, value in vision.items() if key not in left_out}
+    tower |= cut | {"use_mean_pooling": True}
     config = InternVLConfig(
-        vision_config=InternVLVisionConfig(**tower | {"use_mean_pooling": True}),
+        vision_config=InternVLVisionConfig(**tower),
         text_config=AutoConfig.for_model(
             language["model_type"], **{"vocab_size": 512, **text, "tie_word_embeddings": False}
         ),
@@ -152,7 +153,9 @@ class Memory:
         return OVERHEAD * (self.weights + self.gradients + self.optimizer + self.activations + self.head)
 
 
-def state_bytes(sizes: Sizes, train: Sequence[str], precision: str, zero: int, world: int) -> tuple[float, ...]:
+def state_bytes(
+    sizes: Sizes, train: Sequence[str], precision: str, zero: int, world: int
+) -> tuple[float, float, float]:
     """(weights, gradients, optimizer) of one rank under a ZeRO stage (arXiv 1910.02054, §5).
 
     bf16: gradients are accumulated in fp32, the optimizer keeps fp32 masters; ZeRO 0 and 1 run as ZeRO 2 (engine.py).
