@@ -12,8 +12,8 @@ float    the same and the pixels normalised to float32 on that core, which the t
 augment  bare and row with a JPEG round trip of every tile.
 
 Samples per CPU second, in alternating rounds, medians. Data wait: the share of its time that a loop waits for rows,
-where a step is a sleep (it leaves the cores free, as a GPU's step does) of `--headroom` times what a row costs one
-worker, divided by the number of workers. Exit code 1 where row / bare is below 0.85 or a data wait above 2 %.
+where a step is a sleep (it leaves the cores free, as a GPU's step does) of `--headroom` times what these workers take
+for a row when nothing holds them up. Exit code 1 where row / bare is below 0.85 or a data wait above 2 %.
 """
 
 import argparse
@@ -133,15 +133,6 @@ class Worker:
             samples += row.counts.samples
         return samples / (self.idle_cpu() - before)
 
-    def seconds(self, rows: int) -> float:
-        """Of a row, while it makes one after the other."""
-        for _ in range(2 * AHEAD):
-            next(self.rows)
-        before = time.perf_counter()
-        for _ in range(rows):
-            next(self.rows)
-        return (time.perf_counter() - before) / rows
-
 
 def rate_of_bare(packs: list[list[bytes]], augment: bool) -> float:
     rng = np.random.default_rng(0)
@@ -151,18 +142,23 @@ def rate_of_bare(packs: list[list[bytes]], augment: bool) -> float:
     return sum(map(len, packs)) / (time.process_time() - before)
 
 
-def data_wait(builder, requests: Iterator[Request], workers: int, step_s: float, steps: int) -> dict[str, float]:
+def data_wait(builder, requests: Iterator[Request], workers: int, headroom: float, steps: int) -> dict[str, float]:
     rows = Rows(builder, workers).ahead(requests)
-    for _ in range(2 * AHEAD * workers):
+    for _ in range(4 * AHEAD * workers):
         next(rows)
-    time.sleep(IDLE_S)
-    began, waited = time.perf_counter(), []
+    before = time.perf_counter()
+    for _ in range(steps // 2):
+        next(rows)
+    row_s = (time.perf_counter() - before) / (steps // 2)
+    time.sleep(2 * AHEAD * row_s * workers)
+    began, waited, step_s = time.perf_counter(), [], headroom * row_s
     for _, wait in itertools.islice(rows, steps):
         waited.append(wait)
         time.sleep(step_s)
     seconds = time.perf_counter() - began
     rows.close()
-    return {"workers": workers, "step_s": step_s, "share": sum(waited) / seconds, "longest_s": max(waited)}
+    share = sum(waited) / seconds
+    return {"workers": workers, "row_s": row_s, "step_s": step_s, "share": share, "longest_s": max(waited)}
 
 
 def main() -> int:
@@ -216,20 +212,16 @@ def main() -> int:
         ]
         for name, measure in variants if number % 2 == 0 else variants[::-1]:
             rates.setdefault(name, []).append(measure())
-    row_s = workers["row"].seconds(4 * options.rows)
     for worker in workers.values():
         worker.rows.close()
     per_cpu = {name: median(found) for name, found in rates.items()}
     samples = sum(len(request.samples) for request in plain) / len(plain)
-    waits = [
-        data_wait(batcher.builder, itertools.cycle(plain), n, options.headroom * row_s / n, options.steps)
-        for n in (1, 2)
-    ]
+    waits = [data_wait(batcher.builder, itertools.cycle(plain), n, options.headroom, options.steps) for n in (1, 2)]
     report = {
         "date": time.strftime("%Y-%m-%d"), "machine": f"{platform.processor() or platform.machine()}, "
         f"{multiprocessing.cpu_count()} cores", "load": os.getloadavg()[0], "seed": options.seed,
         "bytes_per_picture": int(np.mean([len(data) for pack in pictures for data in pack])),
-        "samples_per_row": samples, "tiles_per_row": samples * index["tiles"][0], "row_s": row_s,
+        "samples_per_row": samples, "tiles_per_row": samples * index["tiles"][0],
         "samples_per_cpu_second": per_cpu, "row": per_cpu["row"] / per_cpu["bare"],
         "float": per_cpu["float"] / per_cpu["bare"], "augment": per_cpu["augment row"] / per_cpu["augment bare"],
         "data_wait": waits,

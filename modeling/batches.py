@@ -122,7 +122,7 @@ class Builder:
     def build(self, request: Request, room: Callable[[int], memoryview] = _room) -> Batch:
         """room(n): n bytes to hold the pixels. Raises DataError where a sample is not what was planned."""
         step = request.step
-        ids, positions_ids, lengths, positions, targets, weights = [], [], [], [], [], []
+        ids, lengths, positions, targets, weights = [], [], [], [], []
         size, side = self.size(request), self.tile_size
         pixels = np.frombuffer(room(size), np.uint8).reshape(-1, side, side, 3) if size else None
         uniforms: list[np.ndarray] = []
@@ -148,8 +148,7 @@ class Builder:
             labels = np.asarray(encoded.labels)
             places = np.flatnonzero(labels != IGNORE)
             weight = token_weights(encoded.answer_spans, length, self.reduction, self.unit)[places]
-            ids += encoded.input_ids
-            positions_ids += range(length)
+            ids.append(np.asarray(encoded.input_ids))
             lengths.append(length)
             positions.append(places - 1 + offset)
             targets.append(labels[places])
@@ -166,8 +165,8 @@ class Builder:
             counts.checksum += sample_checksum(row["id"])
             counts.per_dataset[row["dataset"]] = counts.per_dataset.get(row["dataset"], 0) + 1
         return Batch(
-            input_ids=torch.tensor([ids]),
-            position_ids=torch.tensor([positions_ids]),
+            input_ids=torch.from_numpy(np.concatenate(ids)[None]),
+            position_ids=torch.from_numpy(np.concatenate([np.arange(length) for length in lengths])[None]),
             segments=Segments.of(lengths),
             positions=torch.from_numpy(np.concatenate(positions)),
             targets=torch.from_numpy(np.concatenate(targets)),
