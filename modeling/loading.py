@@ -35,6 +35,7 @@ import torch
 from torch import Tensor
 
 from modeling.batches import Batch, Builder, Request
+from modeling.errors import UserError
 
 AHEAD = 2  # rows for each worker: one that it makes, one that waits
 KEPT = 31 << 20  # bytes; glibc takes no more than 32 MB
@@ -168,7 +169,11 @@ def _build(request: Request, path: str) -> Batch:
 
 def _room(path: str, size: int) -> memoryview:
     if path not in _maps or len(_maps[path]) < size:
-        file = os.open(path, os.O_RDWR)
+        try:
+            file = os.open(path, os.O_RDWR)
+        except OSError as error:  # a sandbox without /proc
+            message = f"a data worker cannot open the memory of its rank: {error}"
+            raise UserError(message, where="data_workers", remedy="set data_workers: 0") from error
         try:
             _maps[path] = mmap.mmap(file, os.fstat(file).st_size)
         finally:

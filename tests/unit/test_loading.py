@@ -19,6 +19,7 @@ from modeling.epochs import plan_steps
 from modeling.errors import DataError
 from modeling.loading import Rows
 from modeling.shards import ShardReader
+from stages.params import TrainParams
 
 TENSORS = ("input_ids", "position_ids", "positions", "targets", "weights", "pixels", "uniforms")
 
@@ -116,6 +117,20 @@ def test_an_error_is_raised_as_itself_where_its_row_is_awaited(micro, damaged, p
     next(rows)
     with pytest.raises(DataError, match=r"000003.tar: sample s3: bytes .* run the prepare stage again"):
         next(rows)
+
+
+@pytest.mark.parametrize(
+    "given, resources, expected",
+    [
+        ("auto", {}, 0), ("auto", {"cpus": 8}, 0), ("auto", {"gpus": 1}, 1), ("auto", {"gpus": 1, "cpus": 8}, 7),
+        ("auto", {"gpus": 1, "cpus": 32}, 8), (0, {"gpus": 1, "cpus": 8}, 0), (3, {}, 3),
+    ],
+)  # fmt: skip
+def test_auto_takes_cores_from_nobody(given, resources, expected):
+    """Micro models on a laptop decode in a thread; where a GPU trains, the rank's other cores decode."""
+    common = {"train": ("mlp",), "lr": 1e-3, "global_batch": 1, "steps": 1}
+    params = TrainParams(data_workers=given, resources=resources, **common)
+    assert params.decoders == expected and params.identity() == TrainParams(**common).identity()
 
 
 class Probe:
