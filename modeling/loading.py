@@ -61,6 +61,11 @@ class Rows:
                     yield self._wait(pending.popleft())
             while pending:
                 yield self._wait(pending.popleft())
+        except BrokenProcessPool as error:
+            raise BrokenProcessPool(
+                f"a data worker of this rank was killed or has crashed, most often for want of memory: "
+                f"lower data_workers ({self.workers}), whose rows in flight are {AHEAD} each"
+            ) from error
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -85,15 +90,10 @@ class Rows:
         side = self.builder.tile_size
         return lambda: slot.filled(future.result(), side, self._free) if slot else future.result()
 
-    def _wait(self, made: Callable[[], Batch]) -> tuple[Batch, float]:
+    @staticmethod
+    def _wait(made: Callable[[], Batch]) -> tuple[Batch, float]:
         before = time.perf_counter()
-        try:
-            return made(), time.perf_counter() - before
-        except BrokenProcessPool as error:
-            raise BrokenProcessPool(
-                f"a data worker of this rank was killed or has crashed, most often for want of memory: "
-                f"lower data_workers ({self.workers}), whose rows in flight are {AHEAD} each"
-            ) from error
+        return made(), time.perf_counter() - before
 
 
 class Slot:
