@@ -1,15 +1,17 @@
 """From a pack of sample occurrences to tensors: decoded late, every random choice keyed by (seed, step, occurrence).
 
-Invariant: a pack's tensors are a pure function of (shards, plan, seed, step, pack), whatever the rank, the worker or
-the attempt. JPEG augmentation (quality uniform over 75..100 for every tile, official `simulate_jpeg_degradation`)
-and drop path draw from the occurrence's own generator. A sample that cannot be decoded keeps its tokens and its place
-in the denominator, gets weight zero, and is counted (design.md, "Data").
+Invariant: a pack's tensors are a pure function of (shards, plan, seed, step, pack), whatever the rank, the process or
+the attempt: a Request names all that goes into a row, and a Builder, which knows neither index nor plan, makes it.
+JPEG augmentation (quality uniform over 75..100 for every tile, official `simulate_jpeg_degradation`) and drop path draw
+from the occurrence's own generator. A sample that cannot be decoded keeps its tokens and its place in the denominator,
+gets weight zero, and is counted (design.md, "Data").
 """
 
 import io
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,9 +22,9 @@ from modeling.attention import Segments
 from modeling.epochs import StepPlan
 from modeling.errors import DataError
 from modeling.loss import Reduction, Unit, token_weights
-from modeling.shards import ShardReader
-from modeling.template import encode_conversation
-from modeling.tiles import Tie, split_image, tiles_per_image_limit, to_pixels
+from modeling.shards import Row, SampleReader, ShardReader
+from modeling.template import IGNORE, encode_conversation
+from modeling.tiles import Tie, count_tiles, fill_tiles, normalised, split_image, tiles_per_image_limit
 
 
 @dataclass
@@ -40,8 +42,10 @@ class Counts:
 
 @dataclass
 class Batch:
-    """One packed row. input_ids, position_ids [1, L]; positions, targets, weights [n]; pixels [tiles, 3, S, S].
+    """One packed row. input_ids, position_ids [1, L]; positions, targets, weights [n].
 
+    pixels: uint8 [tiles, S, S, 3] as they were decoded, a quarter of the memory; `to` makes the model's input of them,
+    float32 [tiles, 3, S, S], normalised.
     positions: where in the row the prediction of `targets` is made (already shifted by one).
     uniforms: [tiles, depth, 2] for drop path. ids: the sample ids, for error messages.
     """
@@ -59,6 +63,8 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         moved = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        if self.pixels is not None and self.pixels.dtype == torch.uint8:
+            moved["pixels"] = normalised(moved["pixels"])
         return Batch(**{**vars(self), **moved, "segments": self.segments.to(device)})
 
 
@@ -73,6 +79,10 @@ def jpeg(tile: Image.Image, quality: int) -> Image.Image:
     return Image.open(buffer).convert("RGB")
 
 
+def _room(size: int) -> memoryview:
+    return np.empty(size, np.uint8).data
+
+
 def empty_batch(token: int, depth: int) -> Batch:
     """A row of weight zero, for a rank that has no pack left in a step's last micro-step."""
     return Batch(
@@ -82,88 +92,128 @@ def empty_batch(token: int, depth: int) -> Batch:
     )  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Request:
+    """All that one row is made of: its step, and occurrence number and index row of each sample."""
+
+    step: int
+    samples: tuple[tuple[int, Row], ...]
+
+
+@dataclass
+class Builder:
+    """Makes rows of requests; cheap to send to another process. depth: vision layers when drop path is on, else 0."""
+
+    samples: SampleReader
+    tokenizer: Any
+    tile_size: int
+    tokens_per_tile: int
+    system: str | None
+    reduction: Reduction
+    unit: Unit
+    seed: int
+    depth: int
+    tile_tie: Tie
+
+    def size(self, request: Request) -> int:
+        """Bytes of the row's pixels."""
+        return sum(row["tiles"] for _, row in request.samples) * self.tile_size**2 * 3
+
+    def build(self, request: Request, room: Callable[[int], memoryview] = _room) -> Batch:
+        """room(n): n bytes to hold the pixels. Raises DataError where a sample is not what was planned."""
+        step = request.step
+        ids, lengths, positions, targets, weights = [], [], [], [], []
+        size, side = self.size(request), self.tile_size
+        pixels = np.frombuffer(room(size), np.uint8).reshape(-1, side, side, 3) if size else None
+        uniforms: list[np.ndarray] = []
+        counts, names, offset, tile = Counts(), [], 0, 0
+        for occurrence, row in request.samples:
+            rng = np.random.default_rng((self.seed, step, occurrence))
+            per_image, last = row["tiles_per_image"], tile + row["tiles"]
+            try:
+                conversation, images = self.samples.sample(row)
+                lost = False
+            except DataError:
+                conversation, images, lost = self.samples.conversation(row), [], True
+            if lost and pixels is not None:
+                pixels[tile:last] = 0
+            elif pixels is not None:
+                self._fill(images, row, rng, pixels[tile:last])
+            encoded = encode_conversation(
+                conversation, self.tokenizer, per_image, self.tokens_per_tile, system=self.system
+            )
+            length = len(encoded.input_ids)
+            if length != row["tokens"]:
+                raise _other(f"{length} tokens, planned were {row['tokens']}", row)
+            labels = np.asarray(encoded.labels)
+            places = np.flatnonzero(labels != IGNORE)
+            weight = token_weights(encoded.answer_spans, length, self.reduction, self.unit)[places]
+            ids.append(np.asarray(encoded.input_ids))
+            lengths.append(length)
+            positions.append(places - 1 + offset)
+            targets.append(labels[places])
+            weights.append(np.zeros_like(weight) if lost else weight)
+            if self.depth:
+                uniforms.append(rng.random((row["tiles"], self.depth, 2), dtype=np.float32))
+            offset, tile = offset + length, last
+            names.append(row["id"])
+            counts.samples += 1
+            counts.tokens += length
+            counts.supervised += len(places)
+            counts.tiles += row["tiles"]
+            counts.lost += lost
+            counts.checksum += sample_checksum(row["id"])
+            counts.per_dataset[row["dataset"]] = counts.per_dataset.get(row["dataset"], 0) + 1
+        return Batch(
+            input_ids=torch.from_numpy(np.concatenate(ids)[None]),
+            position_ids=torch.from_numpy(np.concatenate([np.arange(length) for length in lengths])[None]),
+            segments=Segments.of(lengths),
+            positions=torch.from_numpy(np.concatenate(positions)),
+            targets=torch.from_numpy(np.concatenate(targets)),
+            weights=torch.from_numpy(np.concatenate(weights).astype(np.float32)),
+            pixels=None if pixels is None else torch.from_numpy(pixels),
+            uniforms=torch.from_numpy(np.concatenate(uniforms)) if uniforms else None,
+            counts=counts,
+            ids=tuple(names),
+        )
+
+    def _fill(self, images: list[Image.Image], row: Row, rng: np.random.Generator, out: np.ndarray) -> None:
+        """The tiles of a sample into `out`, [tiles, S, S, 3]."""
+        limit = tiles_per_image_limit(row["max_tiles"], max(1, len(images)))
+        first = 0
+        for image, planned in zip(images, row["tiles_per_image"], strict=True):
+            place, first = out[first : first + planned], first + planned
+            if count_tiles(*image.size, limit, tile_size=self.tile_size, tie=self.tile_tie) != planned:
+                raise _other(f"a picture of {image.width}×{image.height} pixels is not of {planned} tiles", row)
+            if row["augment"]:
+                parts = split_image(image, limit, tile_size=self.tile_size, tie=self.tile_tie)
+                for part, space in zip(parts, place, strict=True):
+                    space[:] = np.asarray(jpeg(part, int(rng.integers(75, 101))))
+            else:
+                fill_tiles(image, place, limit, tie=self.tile_tie)
+
+
+def _other(what: str, row: Row) -> DataError:
+    remedy = "delete the prepare stage's folder and run again"
+    return DataError(what, where=f"sample {row['id']}", remedy=remedy)
+
+
 class Batcher:
-    """Builds the rows of a plan. depth: vision layers when drop path is on, else 0."""
+    """The rows of a plan: their requests, and a builder of them."""
 
     def __init__(
         self, reader: ShardReader, plan: StepPlan, tokenizer, *, tile_size: int, tokens_per_tile: int,
         system: str | None, reduction: Reduction, unit: Unit, seed: int, depth: int = 0, tile_tie: Tie = "strict",
     ):  # fmt: skip
-        self.reader, self.plan, self.tokenizer = reader, plan, tokenizer
-        self.tile_size, self.tokens_per_tile, self.system = tile_size, tokens_per_tile, system
-        self.reduction: Reduction = reduction
-        self.unit: Unit = unit
-        self.tile_tie: Tie = tile_tie
-        self.seed, self.depth = seed, depth
+        self.reader, self.plan = reader, plan
+        self.builder = Builder(
+            reader.samples, tokenizer, tile_size, tokens_per_tile, system, reduction, unit, seed, depth, tile_tie
+        )
 
-    def _tiles(self, images: list[Image.Image], row, rng: np.random.Generator) -> tuple[list[Image.Image], list[int]]:
-        limit = tiles_per_image_limit(int(row["max_tiles"]), max(1, len(images)))
-        tiles, counts = [], []
-        for image in images:
-            parts = split_image(image, limit, tile_size=self.tile_size, tie=self.tile_tie)
-            if row["augment"]:
-                parts = [jpeg(part, int(rng.integers(75, 101))) for part in parts]
-            tiles += parts
-            counts.append(len(parts))
-        return tiles, counts
+    def request(self, step: int, pack: Sequence[int]) -> Request:
+        """`pack` holds occurrence numbers of the plan."""
+        return Request(step, tuple((int(o), self.reader.row(int(self.plan.sample[o]))) for o in pack))
 
     def batch(self, step: int, pack: Sequence[int]) -> Batch:
-        """The row of one pack: `pack` holds occurrence numbers of the plan."""
-        ids, positions_ids, lengths, positions, targets, weights = [], [], [], [], [], []
-        tiles: list[Image.Image] = []
-        uniforms: list[np.ndarray] = []
-        counts, names, offset = Counts(), [], 0
-        for occurrence in pack:
-            index = int(self.plan.sample[occurrence])
-            row = self.reader.row(index)
-            rng = np.random.default_rng((self.seed, step, int(occurrence)))
-            try:
-                conversation, images = self.reader.sample(index)
-                parts, per_image = self._tiles(images, row, rng)
-                lost = False
-            except DataError:
-                conversation, per_image = self.reader.conversation(index), [int(n) for n in row["tiles_per_image"]]
-                parts = [Image.new("RGB", (self.tile_size, self.tile_size))] * sum(per_image)
-                lost = True
-            encoded = encode_conversation(
-                conversation, self.tokenizer, per_image, self.tokens_per_tile, system=self.system
-            )
-            length = len(encoded.input_ids)
-            if length != int(row["tokens"]):
-                raise DataError(
-                    f"{length} tokens, planned were {row['tokens']}",
-                    where=f"sample {row['id']}", remedy="delete the prepare stage's folder and run again",
-                )  # fmt: skip
-            labels = np.asarray(encoded.labels)
-            places = np.flatnonzero(labels != -100)
-            weight = token_weights(encoded.answer_spans, length, self.reduction, self.unit)[places]
-            ids += encoded.input_ids
-            positions_ids += range(length)
-            lengths.append(length)
-            positions.append(places - 1 + offset)
-            targets.append(labels[places])
-            weights.append(np.zeros_like(weight) if lost else weight)
-            tiles += parts
-            if self.depth:
-                uniforms.append(rng.random((len(parts), self.depth, 2), dtype=np.float32))
-            offset += length
-            names.append(row["id"])
-            counts.samples += 1
-            counts.tokens += length
-            counts.supervised += len(places)
-            counts.tiles += len(parts)
-            counts.lost += lost
-            counts.checksum += sample_checksum(row["id"])
-            counts.per_dataset[row["dataset"]] = counts.per_dataset.get(row["dataset"], 0) + 1
-        return Batch(
-            input_ids=torch.tensor([ids]),
-            position_ids=torch.tensor([positions_ids]),
-            segments=Segments.of(lengths),
-            positions=torch.from_numpy(np.concatenate(positions)),
-            targets=torch.from_numpy(np.concatenate(targets)),
-            weights=torch.from_numpy(np.concatenate(weights).astype(np.float32)),
-            pixels=to_pixels(tiles) if tiles else None,
-            uniforms=torch.from_numpy(np.concatenate(uniforms)) if uniforms else None,
-            counts=counts,
-            ids=tuple(names),
-        )
+        """The row of one pack."""
+        return self.builder.build(self.request(step, pack))

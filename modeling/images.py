@@ -56,7 +56,9 @@ def decode_rgb(data: bytes) -> Image.Image:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any mode Pillow reads to 8-bit RGB."""
+    """Any mode Pillow reads to 8-bit RGB; a picture that is RGB is not copied."""
+    if image.mode == "RGB":
+        return image
     if image.mode.startswith("I"):
         import numpy
 

@@ -27,6 +27,8 @@ SHARDS = "shards"
 ROW_GROUP = 16384
 END_OF_TAR = bytes(2 * tarfile.BLOCKSIZE)
 
+Row = dict[str, Any]  # one row of the index, as Python values
+
 SCHEMA = pa.schema(
     [
         ("id", pa.string()),
@@ -170,14 +172,72 @@ class Ragged(Sequence):
         return total[self.offsets[1:]] - total[self.offsets[:-1]]
 
 
-class ShardReader:
-    """A prepared folder. `index[column]`: numpy array, list of str, or Ragged; `sample(i)` reads and decodes.
+class SampleReader:
+    """Samples of a prepared folder, by their row of the index (`ShardReader.row`): holds nothing but the folder.
 
     Reading opens no file for longer than the call: use it from any number of threads or processes.
     """
 
     def __init__(self, folder: Path | str):
         self.folder = Path(folder)
+
+    def sample(self, row: Row) -> tuple[list[dict[str, str]], list[Image.Image]]:
+        """The conversation ([{from, value}]) and the RGB images. DataError where the shard is damaged."""
+        record, pictures = self.read(row)
+        try:
+            return record["conversations"], [decode_rgb(data) for data in pictures]
+        except ImageError as error:
+            raise self._damaged(row, f"an image does not decode: {error}") from error
+
+    def conversation(self, row: Row) -> list[dict[str, str]]:
+        """The conversation alone; readable where an image beside it is damaged."""
+        (text,) = self._members(row, [_json_member(row)])
+        return json.loads(text)["conversations"]
+
+    def read(self, row: Row) -> tuple[dict[str, Any], list[bytes]]:
+        """The json record and the undecoded image bytes."""
+        pictures = zip(row["image_offsets"], row["image_sizes"], row["image_crc32s"])
+        text, *contents = self._members(row, [_json_member(row), *pictures])
+        return json.loads(text), contents
+
+    def _members(self, row: Row, members: list[tuple[int, int, int]]) -> list[bytes]:
+        """The contents of neighbouring members (offset, size, CRC-32), by one ranged read."""
+        start, end = members[0][0], members[-1][0] + members[-1][1]
+        blob = self._pread(row, start, end - start)
+        parts = [blob[offset - start : offset - start + size] for offset, size, _ in members]
+        for part, (offset, size, crc) in zip(parts, members):
+            if len(part) != size or zlib.crc32(part) != crc:
+                raise self._damaged(row, f"bytes {offset} to {offset + size} are not those that were written")
+        return parts
+
+    def _pread(self, row: Row, offset: int, size: int) -> bytes:
+        try:
+            file = os.open(self.folder / SHARDS / row["shard"], os.O_RDONLY)
+        except OSError as error:
+            raise self._damaged(row, str(error)) from error
+        try:
+            parts = []
+            while size > 0 and (part := os.pread(file, size, offset)):
+                parts.append(part)
+                offset, size = offset + len(part), size - len(part)
+            return b"".join(parts)
+        finally:
+            os.close(file)
+
+    def _damaged(self, row: Row, what: str) -> DataError:
+        where = f"{self.folder / SHARDS / row['shard']}: sample {row['id']}"
+        return DataError(what, where=where, remedy="fetch the shard again or run the prepare stage again")
+
+
+def _json_member(row: Row) -> tuple[int, int, int]:
+    return row["json_offset"], row["json_size"], row["json_crc32"]
+
+
+class ShardReader:
+    """A prepared folder. `index[column]`: numpy array, list of str, or Ragged; `sample(i)` reads and decodes."""
+
+    def __init__(self, folder: Path | str):
+        self.folder, self.samples = Path(folder), SampleReader(folder)
         path = self.folder / INDEX
         try:
             table = pq.read_table(path)
@@ -195,61 +255,22 @@ class ShardReader:
     def __len__(self) -> int:
         return len(self.index["tokens"])
 
-    def row(self, i: int) -> dict[str, Any]:
+    def row(self, i: int) -> Row:
         """The index columns of row i, as Python values (lists for list columns)."""
         values = {name: column[i] for name, column in self.index.items()}
         return {name: value if isinstance(value, str) else value.tolist() for name, value in values.items()}
 
     def sample(self, i: int) -> tuple[list[dict[str, str]], list[Image.Image]]:
         """The conversation ([{from, value}]) and the RGB images of row i. DataError where the shard is damaged."""
-        record, pictures = self.read(i)
-        try:
-            return record["conversations"], [decode_rgb(data) for data in pictures]
-        except ImageError as error:
-            raise self._damaged(i, f"an image does not decode: {error}") from error
+        return self.samples.sample(self.row(i))
 
     def conversation(self, i: int) -> list[dict[str, str]]:
         """The conversation of row i alone; readable where an image beside it is damaged."""
-        (text,) = self._members(i, [self._json_member(i)])
-        return json.loads(text)["conversations"]
+        return self.samples.conversation(self.row(i))
 
     def read(self, i: int) -> tuple[dict[str, Any], list[bytes]]:
         """The json record and the undecoded image bytes of row i."""
-        columns = (self.index[name][i].tolist() for name in ("image_offsets", "image_sizes", "image_crc32s"))
-        text, *pictures = self._members(i, [self._json_member(i), *zip(*columns)])
-        return json.loads(text), pictures
-
-    def _json_member(self, i: int) -> tuple[int, int, int]:
-        offset, size, crc = (int(self.index[name][i]) for name in ("json_offset", "json_size", "json_crc32"))
-        return offset, size, crc
-
-    def _members(self, i: int, members: list[tuple[int, int, int]]) -> list[bytes]:
-        """The contents of neighbouring members (offset, size, CRC-32) of row i, by one ranged read."""
-        start, end = members[0][0], members[-1][0] + members[-1][1]
-        blob = self._pread(i, start, end - start)
-        parts = [blob[offset - start : offset - start + size] for offset, size, _ in members]
-        for part, (offset, size, crc) in zip(parts, members):
-            if len(part) != size or zlib.crc32(part) != crc:
-                raise self._damaged(i, f"bytes {offset} to {offset + size} are not those that were written")
-        return parts
-
-    def _pread(self, i: int, offset: int, size: int) -> bytes:
-        try:
-            file = os.open(self.folder / SHARDS / self.index["shard"][i], os.O_RDONLY)
-        except OSError as error:
-            raise self._damaged(i, str(error)) from error
-        try:
-            parts = []
-            while size > 0 and (part := os.pread(file, size, offset)):
-                parts.append(part)
-                offset, size = offset + len(part), size - len(part)
-            return b"".join(parts)
-        finally:
-            os.close(file)
-
-    def _damaged(self, i: int, what: str) -> DataError:
-        where = f"{self.folder / SHARDS / self.index['shard'][i]}: sample {self.index['id'][i]}"
-        return DataError(what, where=where, remedy="fetch the shard again or run the prepare stage again")
+        return self.samples.read(self.row(i))
 
 
 def _column(column: pa.ChunkedArray, kind: pa.DataType) -> Any:

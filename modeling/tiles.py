@@ -95,20 +95,45 @@ def split_image(
 
     A picture of another mode is converted to RGB first, as the official loader does.
     """
+    grid, small = _resized(image, max_tiles, tile_size, thumbnail, min_tiles, tie)
+    columns, rows = (side // tile_size for side in grid.size)
+    tiles = [
+        grid.crop((column * tile_size, row * tile_size, (column + 1) * tile_size, (row + 1) * tile_size))
+        for row in range(rows)
+        for column in range(columns)
+    ]
+    return tiles if small is None else [*tiles, small]
+
+
+def fill_tiles(image: "Image", out: np.ndarray, max_tiles: int, tie: Tie = "strict") -> None:
+    """The bytes of `split_image`'s tiles into `out`, uint8 [tiles, S, S, 3], without an image for every tile.
+
+    Raises ValueError where `out` is not of as many tiles as the picture has.
+    """
+    size = out.shape[1]
+    grid, small = _resized(image, max_tiles, size, True, 1, tie)
+    columns, rows = (side // size for side in grid.size)
+    if len(out) != columns * rows + (small is not None):
+        raise ValueError(f"room for {len(out)} tiles, the picture has {columns * rows + (small is not None)}")
+    cells = np.asarray(grid).reshape(rows, size, columns, size, 3)
+    out[: columns * rows].reshape(rows, columns, size, size, 3)[:] = cells.swapaxes(1, 2)
+    if small is not None:
+        out[-1] = np.asarray(small)
+
+
+def _resized(
+    image: "Image", max_tiles: int, tile_size: int, thumbnail: bool, min_tiles: int, tie: Tie
+) -> tuple["Image", "Image | None"]:
+    """The picture in RGB at the size of its grid, and its thumbnail where it has one."""
     from PIL.Image import Resampling
 
     columns, rows = choose_grid(*image.size, max_tiles, min_tiles, tile_size, tie)
     if image.mode != "RGB":
         image = image.convert("RGB")
     grid = image.resize((columns * tile_size, rows * tile_size), Resampling.BICUBIC)
-    tiles = [
-        grid.crop((column * tile_size, row * tile_size, (column + 1) * tile_size, (row + 1) * tile_size))
-        for row in range(rows)
-        for column in range(columns)
-    ]
-    if thumbnail and len(tiles) > 1:
-        tiles.append(image.resize((tile_size, tile_size), Resampling.BICUBIC))
-    return tiles
+    if not thumbnail or columns * rows == 1:
+        return grid, None
+    return grid, image.resize((tile_size, tile_size), Resampling.BICUBIC)
 
 
 def tiles_per_image_limit(max_tiles: int, images: int) -> int:
@@ -140,7 +165,20 @@ def to_pixels(tiles: Sequence["Image"]) -> "torch.Tensor":
     sizes = {tile.size for tile in tiles}
     if len(sizes) != 1:
         raise ValueError(f"tiles must be of one size, found {sorted(sizes) or 'none'}")
-    pixels = np.stack([np.asarray(tile if tile.mode == "RGB" else tile.convert("RGB")) for tile in tiles])
-    scaled = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous().float().div_(255)
-    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
-    return scaled.sub_(mean).div_(std)
+    stacked = np.stack([np.asarray(tile if tile.mode == "RGB" else tile.convert("RGB")) for tile in tiles])
+    return normalised(torch.from_numpy(stacked))
+
+
+def normalised(tiles: "torch.Tensor") -> "torch.Tensor":
+    """uint8 [n, S, S, 3] to float32 [n, 3, S, S] as `to_pixels`, on the tensor's own device, to the bit alike on all.
+
+    Every constant is a tensor there: CUDA turns the division by a Python number into a product.
+    """
+    import torch
+
+    scale, mean, std = (
+        torch.tensor(values, device=tiles.device).view(1, -1, 1, 1)
+        for values in ((255.0,), IMAGENET_MEAN, IMAGENET_STD)
+    )
+    pixels = tiles.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
+    return pixels.div_(scale).sub_(mean).div_(std)

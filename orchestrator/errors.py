@@ -71,7 +71,7 @@ _NAMES: tuple[tuple[ErrorClass, tuple[str, ...]], ...] = (
         "LocalRayletDiedError", "OwnerDiedError", "ObjectLostError", "ObjectReconstructionFailedError",
         "ActorPlacementGroupRemoved", "TaskPlacementGroupRemoved", "WorkerHealthCheckTimeoutError",
         "WorkerHealthCheckFailedError", "WorkerGroupStartupTimeoutError", "WorkerGroupStartupFailedError",
-        "DistNetworkError", "DistBackendError",
+        "DistNetworkError", "DistBackendError", "BrokenProcessPool",
     )),
 )  # fmt: skip
 _TEXTS: tuple[tuple[ErrorClass, re.Pattern[str]], ...] = (

@@ -11,10 +11,12 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from orchestrator.checkpoints import Checkpoints, fetch_folder, sha256_of, token_name, verified
+from orchestrator.cache import Held, held_result
+from orchestrator.checkpoints import Checkpoints, sha256_of, token_name, verified
 from orchestrator.control import stacks_key
 from orchestrator.courier import Courier, Notice
 from orchestrator.errors import ErrorClass, Preempted
@@ -81,15 +83,18 @@ class StoreIO:
         self.params, self.model, self.sources = task.params, task.model, task.sources
         self.store = open_store(task.storage)
         self.scratch = make_scratch(task.stage)
-        self.inputs = {
-            parent.name: Input(
-                parent.name, parent.kind, parent.fingerprint,
-                fetch_folder(self.store, parent.folder, self.scratch), parent.params,
+        kind = KINDS[task.kind]
+        self._trains = kind.trains
+        # the driver, which may be on another machine than the workers, fetches what it plans with
+        pattern = kind.before_reads if mapper and kind.trains else "*"
+        self._held: list[Held] = []
+        self.inputs: dict[str, Input] = {}
+        for parent in task.parents:
+            self._held.append(held_result(self.store, parent.folder, lambda name: fnmatch(name, pattern)))
+            self.inputs[parent.name] = Input(
+                parent.name, parent.kind, parent.fingerprint, self._held[-1].folder, parent.params
             )
-            for parent in task.parents
-        }  # fmt: skip
         # a training stage's plan is made by the driver, under a log of its own
-        self._trains = KINDS[task.kind].trains
         log_name = token_name(task.token) + ("-0plan" if mapper and self._trains else "")
         self._recorder = Recorder(self.store, task.prefix, task.token, log_name)
         self._mapper = mapper
@@ -105,6 +110,8 @@ class StoreIO:
         self._courier.stop()
         self._recorder.flush()
         drop_scratch(self.scratch)
+        for held in self._held:
+            held.release()
 
     def log(self, message: str) -> None:
         self._recorder.log(message)

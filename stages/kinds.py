@@ -22,6 +22,7 @@ class Kind:
     function: str  # "module:function", called with a StageIO
     trains: bool = False  # a Ray Train job
     before: str = ""  # run once by the driver before the workers start
+    before_reads: str = "*"  # the files of its parents' results that `before` needs
     parents: dict[str, tuple[int, int]] = field(default_factory=dict)  # base kind -> (least, most) parents
     defaults: dict[str, Any] = field(default_factory=dict)
 
@@ -41,7 +42,8 @@ def _load(path: str) -> Callable[[StageIO], None]:
 def _train(*modules: str) -> Kind:
     return Kind(
         "train", 2, TrainParams, "stages.train:train", trains=True, before="stages.plan_packs:plan_packs",
-        parents={"prepare": (1, 1), "train": (0, 1)}, defaults={"train": modules} if modules else {},
+        before_reads="index.parquet", parents={"prepare": (1, 1), "train": (0, 1)},
+        defaults={"train": modules} if modules else {},
     )  # fmt: skip
 
 

@@ -156,12 +156,24 @@ class TrainParams(StageParams):
     hang_timeout_s: Annotated[float, Run] = Field(
         default=600.0, gt=0, description="seconds without the end of a step before the stacks are told"
     )
+    data_workers: Annotated[Literal["auto"] | Annotated[int, Field(ge=0)], Run] = Field(
+        default="auto",
+        description="processes of each rank that decode ahead; 0: a thread of its own; auto: the rank's other `cpus`, "
+        "from 1 to 8 (as many as in the official scripts), or 0 where it trains on the CPU itself",
+    )
     deepspeed: Annotated[int | Path, Run] = 1
     checkpointing: Annotated[Literal["auto", "none", "all"], Run] = Field(
         default="auto",
         description="layers run again for the backward pass: those that memory asks for (auto), none or all",
     )
     checkpoint: Annotated[CheckpointParams, Run] = CheckpointParams()
+
+    @property
+    def decoders(self) -> int:
+        """`data_workers` as a number."""
+        if self.data_workers != "auto":
+            return self.data_workers
+        return min(max(1, int(self.resources.cpus) - 1), 8) if self.resources.gpus else 0
 
 
 class EvaluateParams(StageParams):

@@ -9,8 +9,8 @@ fresh optimizer, as the official recipe does (recipe: arXiv 2412.05271 §3.2, Ta
 import math
 import os
 import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Generator, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from modeling.errors import CheckpointError, DataError
 from modeling.estimate import measure, peak_flops, step_flops
 from modeling.freeze import freeze_table, set_trainable
 from modeling.internvl import TrainingLoss, build_model, load_model, save_model, take_vision
+from modeling.loading import Rows, warm_up
 from modeling.packing import balance
 from modeling.presets import resolve
 from modeling.schedule import learning_rate
@@ -38,14 +39,14 @@ from stages.recompute import checkpointed
 from stages.saving import Saver
 from stages.watchdog import Watchdog
 
-AHEAD = 2  # rows decoded ahead of the training
-
 
 class Trainer:
     def __init__(self, io: StageIO):
         self.io, self.params = io, io.params
         params, data, start = io.params, data_parent(io), parent(io, "train")
         torch.set_num_threads(max(1, int(params.resources.cpus)))
+        if params.decoders:
+            warm_up()  # while the model is built
         resolved = resolve(io.model)
         self.tile_size = resolved.tile_size
         if start:
@@ -136,28 +137,13 @@ class Trainer:
         train_s, self.train_s = self.train_s, 0.0
         return self.saver.start(step, meta, train_s)
 
-    def rows(self, first: int):
-        """This rank's micro-batches from step `first` on, decoded ahead: yields (batch, seconds waited for it)."""
-        places = ((step, pack) for step in range(first, self.plan.steps) for pack in self._mine(step))
+    def rows(self, first: int) -> Generator[tuple[Batch, float], None, None]:
+        """This rank's micro-batches from step `first` on, decoded ahead: (batch, seconds waited for it)."""
         token: Any = self.tokenizer.eos_token_id
-
-        def build(place) -> Batch:
-            step, pack = place
-            return empty_batch(token, self.depth) if pack is None else self.batcher.batch(step, pack)
-
-        with ThreadPoolExecutor(1, thread_name_prefix="rows") as pool:
-            pending = []
-            for place in places:
-                pending.append(pool.submit(build, place))
-                if len(pending) > AHEAD:
-                    yield self._wait(pending.pop(0))
-            while pending:
-                yield self._wait(pending.pop(0))
-
-    @staticmethod
-    def _wait(future) -> tuple[Batch, float]:
-        before = time.perf_counter()
-        return future.result(), time.perf_counter() - before
+        empty = empty_batch(token, self.depth)
+        packs = ((step, pack) for step in range(first, self.plan.steps) for pack in self._mine(step))
+        requests = (empty if pack is None else self.batcher.request(step, pack) for step, pack in packs)
+        return Rows(self.batcher.builder, self.params.decoders).ahead(requests)
 
     def _mine(self, step: int) -> list:
         packs = self.plan.step(step)
@@ -168,8 +154,8 @@ class Trainer:
     def run(self) -> None:
         io, total = self.io, self.plan.steps
         first = self.resume()
-        rows, signal, stall, loss, stopped = self.rows(first), Signal(), 0.0, math.nan, 0
-        with Watchdog(self.params.hang_timeout_s, io.hung) as watchdog:
+        signal, stall, loss, stopped = Signal(), 0.0, math.nan, 0
+        with closing(self.rows(first)) as rows, Watchdog(self.params.hang_timeout_s, io.hung) as watchdog:
             for step in range(first, total):
                 began, done = time.perf_counter(), step + 1
                 summed, norm, lr = self.step(step, rows, signal)

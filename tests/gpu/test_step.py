@@ -8,6 +8,7 @@ from modeling.batches import Batch, Counts
 from modeling.freeze import set_trainable
 from modeling.internvl import TrainingLoss, build_model
 from modeling.presets import resolve
+from modeling.tiles import normalised
 from stages.params import ModelParams
 
 pytestmark = [
@@ -88,3 +89,8 @@ def test_samples_of_a_row_stay_apart_on_the_kernel():
     after, _ = segment_attention(torch.nn.Module(), query, key, value, None, segments=segments)
     assert torch.equal(before[:, :7], after[:, :7]) and torch.equal(before[:, 137:], after[:, 137:])
     assert not torch.equal(before[:, 7:137], after[:, 7:137])
+
+
+def test_pixels_are_normalised_to_the_same_bits():
+    tiles = torch.arange(256, dtype=torch.uint8).repeat_interleave(3).view(1, 16, 16, 3)
+    assert torch.equal(normalised(tiles.cuda()).cpu(), normalised(tiles))

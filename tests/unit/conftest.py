@@ -4,6 +4,7 @@ Heavy libraries are imported inside the fixtures, so that the tests which need n
 """
 
 import io
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,6 +12,12 @@ import numpy as np
 import pytest
 
 OFFICIAL = Path(__file__).parents[1] / "data" / "golden" / "official_tiny"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory):
+    """A node's cache of results (orchestrator/cache.py) that ends with the tests."""
+    os.environ["STAGELINE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(scope="session")

@@ -277,6 +277,24 @@ def test_a_result_lies_under_its_token_with_the_metrics_of_the_lineage(world):
     assert (given.kind, given.params) == ("train", {"lr": 1e-3})
 
 
+def test_the_driver_fetches_what_it_plans_with(world):
+    """It may be on a machine of its own, and the data of a training stage are large."""
+    io = world.attempt()
+    folder = world.folder / "result"
+    (folder / "shards").mkdir(parents=True)
+    for name in ("index.parquet", "shards/000000.tar"):
+        (folder / name).write_bytes(name.encode())
+    io.complete(folder, {})
+    parent = ParentRef("data", "prepare", "0" * 16, world.ledger.state().completed["manifest"]["folder"], {})
+    task = Task("", "stages/train/child", "child", "mlp_warmup", "1" * 64, PARAMS, None, {}, (parent,), (1, 1))
+    for mapper in (map, None):
+        child = StoreIO(task, mapper=mapper)
+        world.open.append(child)
+        given = child.inputs["data"].folder
+        assert (given / "index.parquet").exists()
+        assert (given / "shards").exists() == (mapper is None or isinstance(world.store, FileStore))
+
+
 def test_a_result_counts_only_with_its_entry(world, monkeypatch):
     io = world.attempt()
     (world.folder / "model").mkdir()

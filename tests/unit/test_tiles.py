@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import PIL
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -128,6 +129,25 @@ def test_pixels_are_normalised_per_channel():
         tiles.to_pixels([])
     with pytest.raises(ValueError, match="one size"):
         tiles.to_pixels([Image.new("RGB", (14, 14)), Image.new("RGB", (28, 28))])
+
+
+@given(st.integers(1, 300), st.integers(1, 300), st.integers(1, 12), st.sampled_from(["strict", "inclusive"]))
+def test_tiles_are_filled_in_as_they_are_split(width, height, max_tiles, tie):
+    image = Image.fromarray(np.random.default_rng(width).integers(0, 256, (height, width, 3), dtype=np.uint8))
+    parts = [np.asarray(part) for part in tiles.split_image(image, max_tiles, tile_size=14, tie=tie)]
+    out = np.full((len(parts), 14, 14, 3), 7, np.uint8)
+    tiles.fill_tiles(image, out, max_tiles, tie)
+    assert np.array_equal(out, parts)
+    with pytest.raises(ValueError, match=f"room for {len(parts) + 1} tiles, the picture has {len(parts)}"):
+        tiles.fill_tiles(image, np.empty((len(parts) + 1, 14, 14, 3), np.uint8), max_tiles, tie)
+
+
+def test_every_byte_is_normalised_as_if_one_after_the_other():
+    """To the bit what float32 arithmetic gives for (x / 255 - mean) / std."""
+    values = np.arange(256, dtype=np.uint8).repeat(3).reshape(1, 16, 16, 3)
+    mean, std = (np.array(v, np.float32) for v in (tiles.IMAGENET_MEAN, tiles.IMAGENET_STD))
+    expected = (values.astype(np.float32) / np.float32(255) - mean) / std
+    assert np.array_equal(tiles.normalised(torch.from_numpy(values)).numpy(), expected.transpose(0, 3, 1, 2))
 
 
 def test_the_limit_is_shared_between_the_pictures_of_a_sample():
