@@ -53,11 +53,11 @@ class World(Kernel):
         self.checks.keep, self.every = self.rng.randint(1, 3), self.rng.randint(1, 2)
         resources = Resources(workers=self.rng.choice((2, 2, 1, (1, 2))))
         checkpoint = SimpleNamespace(keep=self.checks.keep)
-        params = SimpleNamespace(resources=resources, checkpoint=checkpoint, hang_timeout_s=1.0)
+        params = SimpleNamespace(resources=resources, checkpoint=checkpoint, hang_timeout_s=1.0, needs=())
         kind = SimpleNamespace(base="train", trains=True)
         stage = SimpleNamespace(name="mlp", kind=kind, kind_name="mlp", params=params)
         self.job: Any = SimpleNamespace(
-            experiment=SimpleNamespace(name="x", model=None, data={}, stages={"mlp": stage}),
+            experiment=SimpleNamespace(name="x", model_of=lambda stage: None, data={}, stages={"mlp": stage}),
             stage=stage, identity=IDENTITY, fingerprint=fingerprint(IDENTITY), prefix=P, parents={},
         )  # fmt: skip
         self.left, self.finished = SUBMISSIONS, False

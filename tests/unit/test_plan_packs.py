@@ -63,8 +63,10 @@ def test_a_sample_that_fits_no_pack_is_told(tmp_path, prepared, packing):
 
 
 def test_parents_are_found_by_kind():
-    items = {n: Input(n, k, "0", None) for n, k in (("a", "prepare"), ("b", "train"))}  # pyright: ignore
-    io = SimpleNamespace(inputs=items)
+    """The stage that lends its vision encoder is no parent that training goes on from."""
+    named = (("v", "train"), ("a", "prepare"), ("b", "train"))
+    items = {n: Input(n, k, "0", None) for n, k in named}  # pyright: ignore
+    io = SimpleNamespace(inputs=items, params=SimpleNamespace(vision_from="v"))
     assert data_parent(io) is items["a"] and parent(io, "train") is items["b"] and parent(io, "export") is None
 
 
