@@ -24,6 +24,8 @@ from modeling.shards import ShardReader
 from modeling.template import encode_conversation
 from modeling.tiles import Tie, split_image, tiles_per_image_limit, to_pixels
 
+COLUMNS = ("id", "dataset", "tokens", "tiles_per_image", "max_tiles", "augment")  # of the index, that a row needs
+
 
 @dataclass
 class Counts:
@@ -115,7 +117,7 @@ class Batcher:
         counts, names, offset = Counts(), [], 0
         for occurrence in pack:
             index = int(self.plan.sample[occurrence])
-            row = self.reader.row(index)
+            row = self.reader.row(index, COLUMNS)
             rng = np.random.default_rng((self.seed, step, int(occurrence)))
             try:
                 conversation, images = self.reader.sample(index)

@@ -73,7 +73,7 @@ class Trainer:
             self.loss, names, setting=params.deepspeed, precision=params.precision, accumulation=self.micro_steps,
             weight_decay=params.weight_decay, betas=params.betas, eps=params.eps, max_grad_norm=params.max_grad_norm,
         )  # fmt: skip
-        self.datasets = sorted(set(self.reader.index["dataset"]))
+        self.datasets = self.reader.index["dataset"].codes()[1]
         self.saver = Saver(io, self.engine)
         self.train_s = 0.0  # of the steps since the last snapshot
         self.settled = 0.0  # seconds that the newest step waited for a snapshot
