@@ -40,7 +40,7 @@ def _load(path: str) -> Callable[[StageIO], None]:
 
 def _train(*modules: str) -> Kind:
     return Kind(
-        "train", 1, TrainParams, "stages.train:train", trains=True, before="stages.plan_packs:plan_packs",
+        "train", 2, TrainParams, "stages.train:train", trains=True, before="stages.plan_packs:plan_packs",
         parents={"prepare": (1, 1), "train": (0, 1)}, defaults={"train": modules} if modules else {},
     )  # fmt: skip
 
