@@ -26,6 +26,11 @@ from modeling.shards import Row, SampleReader, ShardReader
 from modeling.template import IGNORE, encode_conversation
 from modeling.tiles import Tie, count_tiles, fill_tiles, normalised, split_image, tiles_per_image_limit
 
+COLUMNS = (  # of the index, that a row needs
+    "id", "dataset", "tokens", "tiles_per_image", "max_tiles", "augment", "shard", "json_offset", "json_size",
+    "json_crc32", "image_offsets", "image_sizes", "image_crc32s",
+)  # fmt: skip
+
 
 @dataclass
 class Counts:
@@ -212,7 +217,7 @@ class Batcher:
 
     def request(self, step: int, pack: Sequence[int]) -> Request:
         """`pack` holds occurrence numbers of the plan."""
-        return Request(step, tuple((int(o), self.reader.row(int(self.plan.sample[o]))) for o in pack))
+        return Request(step, tuple((int(o), self.reader.row(int(self.plan.sample[o]), COLUMNS)) for o in pack))
 
     def batch(self, step: int, pack: Sequence[int]) -> Batch:
         """The row of one pack."""

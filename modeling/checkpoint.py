@@ -55,7 +55,8 @@ class Snapshot:
                 }  # fmt: skip
         text = json.dumps(header, separators=(",", ":")).encode()
         text += b" " * (-len(text) % 8)
-        self._buffer = torch.empty(8 + len(text) + end, dtype=torch.uint8)
+        self._buffer = torch.zeros(8 + len(text) + end, dtype=torch.uint8)
+        self._buffer.fill_(0)  # touched now, so that no snapshot waits for pages
         head = len(text).to_bytes(8, "little") + text
         self._buffer[: len(head)] = torch.frombuffer(bytearray(head), dtype=torch.uint8)
         self._values = self._buffer[len(head) :].view(torch.float32)

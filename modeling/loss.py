@@ -4,7 +4,7 @@ L = sum of w * ce / sum of w over the WHOLE global batch, w = 1, 1/x or 1/sqrt(x
 re-weighting"; official `len2weight`, OpenGVLab/InternVL commit 2410d1dbf208). x counts supervised tokens: of the whole
 conversation in the official code (`unit="conversation"`), of the single response in the paper (`unit="response"`).
 
-Invariant: the denominator is the sum of `total_weight` over the samples of the step, known before any is decoded, so
+Invariant: the denominator is the sum of `total_weights` over the samples of the step, known before any is decoded, so
 the loss is the same mean at any number of ranks and any accumulation, and a rank without labels adds 0. The official
 code normalises every micro-step by itself, which is the same only without accumulation, and is 0/0 without labels.
 """
@@ -15,6 +15,8 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+
+from modeling.ragged import Ragged
 
 if TYPE_CHECKING:
     import torch
@@ -64,6 +66,17 @@ def total_weight(span_lengths: Sequence[int], reduction: Reduction, unit: Unit =
     """What one sample adds to the denominator. span_lengths: supervised tokens of each of its responses."""
     weights = _response_weights(span_lengths, reduction, unit)
     return math.fsum(length * weight for length, weight in zip(span_lengths, weights, strict=True))
+
+
+def total_weights(span_lengths: Ragged, reduction: Reduction, unit: Unit = "conversation") -> np.ndarray:
+    """float64 [samples]: the `total_weight` of every sample, to a rounding. Millions at once, so without a loop.
+
+    x tokens that weigh 1, 1/x or 1/sqrt(x) each weigh x, 1 or sqrt(x) together.
+    """
+    total_weight([0], reduction, unit)  # raises ValueError for what it does not know
+    counts = (span_lengths.values if unit == "response" else span_lengths.sums()).astype(np.float64)
+    weights = {"token": counts, "sample": np.sign(counts), "square": np.sqrt(counts)}[reduction]
+    return span_lengths.sums(weights) if unit == "response" else weights
 
 
 def weighted_cross_entropy(

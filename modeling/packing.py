@@ -10,16 +10,20 @@ overflow off: packs by tiles, first fit, at most `buffer_size` open ones. Unlike
 error and not dropped, and a text sample costs the tiles it is given here (none).
 """
 
+import heapq
+from array import array
 from collections.abc import Iterator, Sequence
 from typing import Literal, get_args
 
 import numpy as np
 
+from modeling.ragged import Ragged
+
 Policy = Literal["best_fit", "official_first_fit"]
 
-# Measured on 40,000 samples of four mixtures: 180,000 to 320,000 samples/s on one core, 0.03 to 0.3 % more packs
-# than the bound max(sum of tokens / max_tokens, sum of tiles / max_tiles); 4.6 % where most samples fill more than a
-# third of a pack. official_first_fit needs 0.2 to 3.3 % more than the bound on the same, and 7.6 %.
+# benchmarks/packing.py: 130,000 to 200,000 samples/s on one core. More packs than the bound max(sum of tokens /
+# max_tokens, sum of tiles / max_tiles): 2.4 % where both budgets bind, official_first_fit 9.5 to 11 %; 0.6 and 1.2 %
+# where tiles do; as many as there, 27 %, where most samples fill more than half of a pack.
 WINDOW = 4096  # samples sorted by size at a time: large enough to fill packs, small enough to stay fast
 CARRIED = 64  # roomiest packs that stay open for the next window
 
@@ -33,8 +37,8 @@ def plan_packs(
     policy: Policy = "best_fit",
     buffer_size: int = 20,
     shuffle: bool = True,
-) -> list[np.ndarray]:
-    """Packs of sample indices, in the order in which to train them.
+) -> Ragged:
+    """Packs of sample indices (int64), in the order in which to train them.
 
     tokens, tiles: one entry per sample. shuffle: take the samples (and under best_fit train the packs) in an order
     drawn from seed; otherwise as they come. buffer_size: open packs of official_first_fit.
@@ -52,9 +56,9 @@ def plan_packs(
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(lengths)) if shuffle else np.arange(len(lengths))
     if policy == "official_first_fit":
-        return list(_first_fit(order, lengths, counts, max_tokens, max_tiles, buffer_size))
+        return _first_fit(order, lengths, counts, max_tokens, max_tiles, buffer_size)
     packs = _best_fit(order, lengths, counts, max_tokens, max_tiles)
-    return [packs[index] for index in rng.permutation(len(packs))] if shuffle else packs
+    return packs.take(rng.permutation(len(packs))) if shuffle else packs
 
 
 def balance(costs: Sequence[float] | np.ndarray, world: int) -> list[list[int]]:
@@ -67,11 +71,12 @@ def balance(costs: Sequence[float] | np.ndarray, world: int) -> list[list[int]]:
         raise ValueError(f"world must be at least 1, found {world}")
     most = -(-len(costs) // world)
     ranks: list[list[int]] = [[] for _ in range(world)]
-    loads = [0.0] * world
+    open_ranks = [(0.0, rank) for rank in range(world)]  # a heap: the least loaded first
     for position in sorted(range(len(costs)), key=lambda position: (-costs[position], position)):
-        rank = min((rank for rank in range(world) if len(ranks[rank]) < most), key=lambda rank: (loads[rank], rank))
+        load, rank = heapq.heappop(open_ranks)
         ranks[rank].append(position)
-        loads[rank] += float(costs[position])
+        if len(ranks[rank]) < most:
+            heapq.heappush(open_ranks, (load + float(costs[position]), rank))
     return ranks
 
 
@@ -82,42 +87,57 @@ def _column(name: str, values: Sequence[int] | np.ndarray) -> np.ndarray:
     return column
 
 
-def _best_fit(
-    samples: np.ndarray, tokens: np.ndarray, tiles: np.ndarray, max_tokens: int, max_tiles: int
-) -> list[np.ndarray]:
+def _best_fit(samples: np.ndarray, tokens: np.ndarray, tiles: np.ndarray, max_tokens: int, max_tiles: int) -> Ragged:
     """Best-fit decreasing in two dimensions, each measured as a share of its budget, window by window."""
-    token_share, tile_share = tokens / max_tokens, tiles / max(max_tiles, 1)
-    largest, share = np.maximum(token_share, tile_share), token_share + tile_share
-    packs: list[list[int]] = []
-    # The open packs: their place in `packs` and what is free in them.
-    place, free_tokens, free_tiles = (np.empty(0, np.int64) for _ in range(3))
+    most_tiles = max(max_tiles, 1)
+    placed, into = np.empty_like(samples), np.empty_like(samples)  # every sample in turn, and its pack
+    packs = 0
+    # The open packs: their numbers and what is free in them.
+    numbers, free_tokens, free_tiles = (np.empty(0, np.int64) for _ in range(3))
     for start in range(0, len(samples), WINDOW):
         window = samples[start : start + WINDOW]
-        n_open, room = len(place), np.zeros(len(window), np.int64)  # a window opens at most one pack per sample
-        place, free_tokens, free_tiles = (np.concatenate([x, room]) for x in (place, free_tokens, free_tiles))
-        slack = free_tokens / max_tokens + free_tiles / max(max_tiles, 1)
-        for sample in window[np.lexsort((-share[window], -largest[window]))].tolist():
-            length, count = int(tokens[sample]), int(tiles[sample])
+        token_share, tile_share = tokens[window] / max_tokens, tiles[window] / most_tiles
+        share = token_share + tile_share
+        by_size = np.lexsort((-share, -np.maximum(token_share, tile_share)))
+        window = window[by_size]
+        n_carried = n_open = len(numbers)
+        room = np.zeros(len(window), np.int64)  # a window opens at most one pack per sample
+        free_tokens, free_tiles = np.concatenate([free_tokens, room]), np.concatenate([free_tiles, room])
+        slack = free_tokens / max_tokens + free_tiles / most_tiles
+        chosen = []
+        for length, count, part in zip(tokens[window].tolist(), tiles[window].tolist(), share[by_size].tolist()):
             fits = ((free_tokens[:n_open] >= length) & (free_tiles[:n_open] >= count)).nonzero()[0]
             if len(fits):
-                pack = int(fits[slack[fits].argmin()])
-                packs[place[pack]].append(sample)
+                pack = fits[slack[fits].argmin()]
             else:
                 pack, n_open = n_open, n_open + 1
-                place[pack], free_tokens[pack], free_tiles[pack], slack[pack] = len(packs), max_tokens, max_tiles, 2.0
-                packs.append([sample])
+                free_tokens[pack], free_tiles[pack], slack[pack] = max_tokens, max_tiles, 2.0
+            chosen.append(pack)
             free_tokens[pack] -= length
             free_tiles[pack] -= count
-            slack[pack] -= share[sample]
-        least_free = np.minimum(free_tokens[:n_open] / max_tokens, free_tiles[:n_open] / max(max_tiles, 1))
+            slack[pack] -= part
+        numbers = np.concatenate([numbers, packs + np.arange(n_open - n_carried)])
+        packs += n_open - n_carried
+        placed[start : start + WINDOW], into[start : start + WINDOW] = window, numbers[chosen]
+        least_free = np.minimum(free_tokens[:n_open] / max_tokens, free_tiles[:n_open] / most_tiles)
         carried = np.argsort(-least_free, kind="stable")[:CARRIED]
-        place, free_tokens, free_tiles = place[carried], free_tokens[carried], free_tiles[carried]
-    return [np.array(pack, np.int64) for pack in packs]
+        numbers, free_tokens, free_tiles = numbers[carried], free_tokens[carried], free_tiles[carried]
+    return Ragged.of(placed[np.argsort(into, kind="stable")], np.bincount(into, minlength=packs))
 
 
 def _first_fit(
     samples: np.ndarray, tokens: np.ndarray, tiles: np.ndarray, max_tokens: int, max_tiles: int, buffer_size: int
-) -> Iterator[np.ndarray]:
+) -> Ragged:
+    rows, lengths = array("q"), array("q")
+    for pack in _official_packs(samples, tokens, tiles, max_tokens, max_tiles, buffer_size):
+        rows.extend(pack)
+        lengths.append(len(pack))
+    return Ragged.of(np.array(rows, np.int64), np.array(lengths, np.int64))
+
+
+def _official_packs(
+    samples: np.ndarray, tokens: np.ndarray, tiles: np.ndarray, max_tokens: int, max_tiles: int, buffer_size: int
+) -> Iterator[list[int]]:
     """The official packer: open packs by tiles, most first and older first among equals; yields full ones."""
     if buffer_size < 1:
         raise ValueError(f"buffer_size must be at least 1, found {buffer_size}")
@@ -131,11 +151,10 @@ def _first_fit(
                 break
         pack.append(sample)
         if length == max_tokens:
-            yield np.array(pack, np.int64)
+            yield pack
         else:
             place = next((i for i, (used_tiles, _, _) in enumerate(buffers) if used_tiles < count), len(buffers))
             buffers.insert(place, (count, length, pack))
         while buffers and (buffers[0][0] >= max_tiles or len(buffers) > buffer_size):
-            yield np.array(buffers.pop(0)[2], np.int64)
-    for _, _, pack in buffers:
-        yield np.array(pack, np.int64)
+            yield buffers.pop(0)[2]
+    yield from (pack for _, _, pack in buffers)

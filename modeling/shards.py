@@ -10,51 +10,23 @@ import json
 import os
 import tarfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
 from modeling.errors import DataError
 from modeling.images import ImageError, decode_rgb
+from modeling.index import INDEX, SCHEMA, Index
 
-INDEX = "index.parquet"
 SHARDS = "shards"
 ROW_GROUP = 16384
 END_OF_TAR = bytes(2 * tarfile.BLOCKSIZE)
 
 Row = dict[str, Any]  # one row of the index, as Python values
-
-SCHEMA = pa.schema(
-    [
-        ("id", pa.string()),
-        ("task", pa.string()),  # the line's `task`, else its dataset
-        ("dataset", pa.string()),
-        ("key", pa.string()),  # name of the members in the tar; unique
-        ("shard", pa.string()),
-        ("json_offset", pa.int64()),  # bytes of the member's content in the shard
-        ("json_size", pa.int64()),
-        ("image_offsets", pa.list_(pa.int64())),
-        ("image_sizes", pa.list_(pa.int64())),
-        ("json_crc32", pa.uint32()),
-        ("image_crc32s", pa.list_(pa.uint32())),
-        ("tokens", pa.int32()),  # length of input_ids, image tokens included
-        ("answers", pa.list_(pa.int32())),  # supervised tokens of each response
-        ("tiles", pa.int16()),  # of the whole sample, thumbnails included; 0 for text
-        ("tiles_per_image", pa.list_(pa.int16())),
-        ("widths", pa.list_(pa.int32())),  # pixels of each image
-        ("heights", pa.list_(pa.int32())),
-        ("max_tiles", pa.int16()),  # the dataset's limit; for each of n images it is max(1, max_tiles // n)
-        ("augment", pa.bool_()),
-        ("repeat", pa.float64()),
-        ("file", pa.string()),
-        ("line", pa.int64()),
-    ]
-)
 
 
 def pack_sample(key: str, record: dict[str, Any], images: Sequence[tuple[str, bytes]]) -> tuple[bytes, dict[str, Any]]:
@@ -150,28 +122,6 @@ class ShardWriter:
             self._tar = None
 
 
-class Ragged(Sequence):
-    """A list column: item i is a numpy array. values: all items end to end; offsets: [n + 1]."""
-
-    def __init__(self, values: np.ndarray, offsets: np.ndarray):
-        self.values, self.offsets = values, offsets
-
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
-
-    def __getitem__(self, i: Any) -> np.ndarray:
-        i = range(len(self))[i]
-        return self.values[self.offsets[i] : self.offsets[i + 1]]
-
-    def __iter__(self) -> Iterator[np.ndarray]:
-        return (self[i] for i in range(len(self)))
-
-    def sums(self) -> np.ndarray:
-        """[n] int64: the sum of each item."""
-        total = np.concatenate([[0], np.cumsum(self.values, dtype=np.int64)])
-        return total[self.offsets[1:]] - total[self.offsets[:-1]]
-
-
 class SampleReader:
     """Samples of a prepared folder, by their row of the index (`ShardReader.row`): holds nothing but the folder.
 
@@ -234,30 +184,18 @@ def _json_member(row: Row) -> tuple[int, int, int]:
 
 
 class ShardReader:
-    """A prepared folder. `index[column]`: numpy array, list of str, or Ragged; `sample(i)` reads and decodes."""
+    """A prepared folder. `index[column]`: numpy array, Strings, or Ragged; `sample(i)` reads and decodes."""
 
     def __init__(self, folder: Path | str):
         self.folder, self.samples = Path(folder), SampleReader(folder)
-        path = self.folder / INDEX
-        try:
-            table = pq.read_table(path)
-        except FileNotFoundError:
-            raise DataError("no index", where=str(path), remedy="run the prepare stage again") from None
-        except (pa.ArrowException, OSError) as error:
-            remedy = "run the prepare stage again"
-            raise DataError(f"the index is damaged: {error}", where=str(path), remedy=remedy) from None
-        missing = [name for name in SCHEMA.names if name not in table.column_names]
-        if missing:
-            remedy = "it was written by another version: run the prepare stage again"
-            raise DataError(f"the index has no column {', '.join(missing)}", where=str(path), remedy=remedy)
-        self.index: dict[str, Any] = {field.name: _column(table[field.name], field.type) for field in SCHEMA}
+        self.index = Index(self.folder / INDEX)
 
     def __len__(self) -> int:
-        return len(self.index["tokens"])
+        return self.index.rows
 
-    def row(self, i: int) -> Row:
+    def row(self, i: int, columns: Iterable[str] = SCHEMA.names) -> Row:
         """The index columns of row i, as Python values (lists for list columns)."""
-        values = {name: column[i] for name, column in self.index.items()}
+        values = {name: self.index[name][i] for name in columns}
         return {name: value if isinstance(value, str) else value.tolist() for name, value in values.items()}
 
     def sample(self, i: int) -> tuple[list[dict[str, str]], list[Image.Image]]:
@@ -271,15 +209,3 @@ class ShardReader:
     def read(self, i: int) -> tuple[dict[str, Any], list[bytes]]:
         """The json record and the undecoded image bytes of row i."""
         return self.samples.read(self.row(i))
-
-
-def _column(column: pa.ChunkedArray, kind: pa.DataType) -> Any:
-    array = column.cast(kind).combine_chunks()
-    if isinstance(array, pa.ChunkedArray):  # a column without rows or with several chunks
-        array = pa.concat_arrays(array.chunks) if array.chunks else pa.array([], kind)
-    if pa.types.is_string(kind):
-        return array.to_pylist()
-    if pa.types.is_list(kind):
-        offsets = array.offsets.to_numpy()
-        return Ragged(array.values.to_numpy(zero_copy_only=False), offsets)
-    return array.to_numpy(zero_copy_only=False)

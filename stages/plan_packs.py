@@ -10,7 +10,8 @@ import numpy as np
 
 from modeling.epochs import StepPlan, plan_steps
 from modeling.errors import DataError
-from modeling.loss import Reduction, Unit, total_weight
+from modeling.loss import Reduction, Unit, total_weights
+from modeling.presets import resolve
 from modeling.shards import ShardReader
 from stages.io import Input, StageIO
 
@@ -48,16 +49,24 @@ def plan_packs(io: StageIO) -> None:
         tokens, tiles, np.asarray(index["repeat"], dtype=np.float64),
         max_tokens=budget.max_tokens, max_tiles=budget.max_tiles, global_batch=params.global_batch,
         seed=params.seed, policy=budget.policy, repeat=data.params["repeat"], steps=params.steps, epochs=params.epochs,
-        groups=np.unique(index["dataset"], return_inverse=True)[1],
+        costs=costs(tokens, tiles, resolve(io.model).tokens_per_tile), groups=index["dataset"].codes()[0],
     )  # fmt: skip
     path = io.scratch / PLAN
     plan.save(path)
     io.keep(PLAN, path)
-    fill = sum(int(tokens[plan.sample[pack]].sum()) for pack in plan.packs) / (len(plan.packs) * budget.max_tokens)
+    fill = int(tokens[plan.sample[plan.packs.values]].sum()) / (len(plan.packs) * budget.max_tokens)
     io.log(
         f"{len(plan.packs):,} packs of {len(plan.sample):,} samples in {plan.steps:,} steps, "
         f"token fill {fill:.1%}, {int(plan.epoch.max()) + 1} epochs begun"
     )
+
+
+def costs(tokens: np.ndarray, tiles: np.ndarray, tokens_per_tile: int) -> np.ndarray:
+    """float64 [samples]: the relative cost of each one's forward and backward, for the plan and for the ranks alike.
+
+    A tile passes the ViT with four patches per token that reaches the language model.
+    """
+    return tokens + 4.0 * tokens_per_tile * tiles
 
 
 @dataclass(frozen=True)
@@ -70,10 +79,8 @@ class Lengths:
     @classmethod
     def of(cls, reader: ShardReader, reduction: Reduction, unit: Unit, tokens_per_tile: int) -> "Lengths":
         index = reader.index
-        weight = np.array([total_weight(answers, reduction, unit) for answers in index["answers"]], dtype=np.float64)
-        # a tile passes the ViT with four patches per token that reaches the language model
-        cost = np.asarray(index["tokens"]) + 4.0 * tokens_per_tile * np.asarray(index["tiles"])
-        return cls(weight, cost)
+        weight = total_weights(index["answers"], reduction, unit)
+        return cls(weight, costs(index["tokens"], index["tiles"], tokens_per_tile))
 
 
 def step_weight(plan: StepPlan, lengths: Lengths, step: int) -> float:

@@ -26,8 +26,8 @@ from stages.io import StageIO
 def _give_way() -> None:
     """In the thread that saves: one core, and only what the training leaves of it.
 
-    On two cores a save of 5 GB at equal priority slowed the steps beside it by a third (benchmarks/checkpoint.py). Who
-    waits for the save leaves it the core.
+    Who waits for the save leaves it the core. The memory for snapshots is there before the first: to get 5 GB of it page
+    by page took 10 s at this priority, with the training waiting.
     """
     torch.set_num_threads(1)
     if sys.platform == "linux":  # where threads have priorities of their own
@@ -41,7 +41,7 @@ class Saver:
         self.io, self.engine = io, engine
         self.stall_s = 0.0  # of the newest save, so far
         self._pool = ThreadPoolExecutor(1, "checkpoint", initializer=_give_way)
-        self._snapshot: Snapshot | None = None
+        self._allocated = self._pool.submit(Snapshot, engine.to_write())
         self._copy: Future | None = None  # until it is known to be made
         self._upload: Future | None = None  # until its digest was gathered
         self._commit: Future | None = None  # rank 0
@@ -66,11 +66,10 @@ class Saver:
 
     def _take(self, fragments: list[Fragment], ready: torch.cuda.Event | None) -> memoryview:
         """The file's bytes. ready: the update of the weights, on a GPU; the copy runs beside the next kernels."""
-        self._snapshot = self._snapshot or Snapshot(fragments)
         with torch.cuda.stream(torch.cuda.Stream(self.engine.device) if ready else None):
             if ready:
                 ready.wait()
-            return self._snapshot.take(fragments)
+            return self._allocated.result().take(fragments)
 
     def settle(self) -> float:
         """Before a weight changes: wait until the snapshot is taken; for how long that was, in seconds."""

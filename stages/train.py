@@ -90,7 +90,7 @@ class Trainer:
         self.peak_flops = peak_flops(name, params.precision)
         if self.engine.zero != zero_stage(params.deepspeed) and io.rank == 0:
             io.log(f"bf16 runs as ZeRO {self.engine.zero}, not {zero_stage(params.deepspeed)}")
-        self.datasets = sorted(set(self.reader.index["dataset"]))
+        self.datasets = self.reader.index["dataset"].codes()[1]
         self.saver = Saver(io, self.engine)
         self.train_s = 0.0  # of the steps since the last snapshot
         self.settled = 0.0  # seconds that the newest step waited for a snapshot

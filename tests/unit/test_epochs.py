@@ -69,6 +69,31 @@ def test_a_longer_plan_begins_with_the_shorter(steps, more, global_batch):
         short.step(steps)
 
 
+@pytest.mark.parametrize(
+    ("policy", "digest"),
+    [
+        ("best_fit", "fd77c9a285a73c301f84be166b23d124ab116909e95050e41999f4637c63d340"),
+        ("official_first_fit", "dcfc1bddf83f216458c0a860a0858ee3e5137d1cef7b7366bd082bc3bb1c0e07"),
+    ],
+)
+def test_the_plan_is_the_same_everywhere_and_ever(policy, digest):
+    """Computed once, before plans became flat. Where it changes, what stages train changes: raise their version."""
+    rng, n = np.random.default_rng(7), 3000
+    tokens, tiles = rng.integers(5, 60, n), rng.integers(0, 5, n)
+    plan = plan_steps(
+        tokens, tiles, rng.choice([0.3, 1, 1.5, 2], n), groups=rng.integers(0, 4, n), costs=tokens + 64.0 * tiles,
+        global_batch=7, seed=3, steps=70, policy=policy, **BUDGETS,
+    )  # fmt: skip
+    assert plan.digest() == digest
+
+
+def test_a_plan_holds_no_object_per_pack():
+    plan = plan_steps(**index(3000), global_batch=4, seed=0, epochs=2)
+    arrays = (plan.packs.values, plan.sample, plan.epoch, plan.copy)
+    assert all(array.dtype == np.int32 and len(array) == 6000 for array in arrays)
+    assert isinstance(plan.step(0), list) and all(isinstance(pack, np.ndarray) for pack in plan.step(0))
+
+
 def test_steps_run_through_as_many_epochs_as_they_need():
     plan = plan_steps(**index(60), global_batch=4, seed=0, steps=50)
     packed = [plan.epoch[pack] for pack in plan.packs]
@@ -175,6 +200,7 @@ def test_a_damaged_plan_is_refused(tmp_path):
         ({"repeats": np.full(200, np.nan)}, "repeat factor"),
         ({"repeats": np.zeros(200)}, "no sample"),
         ({"repeats": np.ones(5)}, "one entry per sample"),
+        ({"costs": np.ones(5)}, "one entry per sample"),
         ({"repeat": "some"}, "repeat must be"),
         ({"max_tokens": 10}, "more than a pack may hold"),
     ],

@@ -8,8 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from modeling.loss import sample_weight, token_weights, total_weight, weighted_cross_entropy
+from modeling.loss import sample_weight, token_weights, total_weight, total_weights, weighted_cross_entropy
+from modeling.ragged import Ragged
 
 CASES = json.loads((Path(__file__).parents[1] / "data" / "golden" / "loss.json").read_text())["cases"]
 REDUCTIONS = ["token", "sample", "square"]
@@ -87,6 +90,23 @@ def test_sample_weights():
         sample_weight(-1, "token")
     with pytest.raises(ValueError, match="unit"):
         total_weight([1], "token", "turn")  # type: ignore
+
+
+@pytest.mark.parametrize("unit", ["conversation", "response"])
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@given(samples=st.lists(st.lists(st.integers(0, 3000), max_size=4), max_size=9))
+def test_all_samples_at_once_weigh_what_each_does(reduction, unit, samples):
+    answers = Ragged.of(np.array([n for sample in samples for n in sample], np.int32), [len(s) for s in samples])
+    each = [total_weight(sample, reduction, unit) for sample in samples]
+    assert total_weights(answers, reduction, unit).tolist() == pytest.approx(each, rel=1e-13)
+
+
+def test_all_samples_at_once_refuse_what_one_does():
+    answers = Ragged.of(np.zeros(0, np.int32), [])
+    with pytest.raises(ValueError, match="reduction"):
+        total_weights(answers, "mean")  # type: ignore
+    with pytest.raises(ValueError, match="unit"):
+        total_weights(answers, "token", "turn")  # type: ignore
 
 
 @pytest.mark.parametrize("unit", ["conversation", "response"])

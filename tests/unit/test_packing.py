@@ -54,7 +54,7 @@ def test_nonsense_is_refused():
         plan_packs([1, 1], [0], 10, 4)
     with pytest.raises(ValueError, match="policy"):
         plan_packs([1], [0], 10, 4, policy="worst_fit")  # type: ignore
-    assert plan_packs([], [], 10, 4) == []
+    assert len(plan_packs([], [], 10, 4)) == 0
 
 
 def test_a_budget_may_be_filled_exactly():
@@ -100,6 +100,16 @@ def test_official_first_fit_follows_the_official_search():
     assert plan([50, 60, 50], [5, 6, 0]) == [[0, 2], [1]]
     # Over capacity the pack with most tiles goes.
     assert plan([60, 70, 80], [6, 8, 7], buffer_size=2) == [[1], [2], [0]]
+
+
+@given(st.lists(st.integers(0, 50), max_size=60), st.integers(1, 9))
+def test_balance_gives_to_whoever_has_least(costs, world):
+    """By the definition: the costliest left to the least loaded rank that has room."""
+    most, ranks = -(-len(costs) // world), [[] for _ in range(world)]
+    for position in sorted(range(len(costs)), key=lambda position: (-costs[position], position)):
+        room = [rank for rank in ranks if len(rank) < most]
+        min(room, key=lambda rank: sum(costs[i] for i in rank)).append(position)
+    assert balance(costs, world) == ranks
 
 
 @given(st.lists(st.integers(0, 50), max_size=60), st.integers(1, 9))

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 from fake_io import FakeIO
 
+from modeling import epochs
 from modeling.epochs import StepPlan
 from modeling.errors import DataError
 from modeling.shards import ShardReader
 from stages.io import Input
-from stages.params import DataParams, PrepareParams, TrainParams
+from stages.params import DataParams, ModelParams, PrepareParams, TrainParams
 from stages.plan_packs import PLAN, Lengths, data_parent, parent, plan_packs
 
 
@@ -20,7 +21,8 @@ def fake(folder, prepared, **fields) -> FakeIO:
         **fields,
     })  # fmt: skip
     data = Input("d_data", "prepare", "1" * 64, prepared, PrepareParams(data="d").model_dump(mode="json"))
-    return FakeIO(folder, params, sources={"d": DataParams(meta="m.json")}, inputs={"d_data": data})
+    model = ModelParams(vision="micro-vit", language="micro-qwen2")
+    return FakeIO(folder, params, model=model, sources={"d": DataParams(meta="m.json")}, inputs={"d_data": data})
 
 
 def planned(folder, prepared, **fields) -> StepPlan:
@@ -60,6 +62,17 @@ def test_a_sample_that_fits_no_pack_is_told(tmp_path, prepared, packing):
         plan_packs(io)
     assert caught.value.where == "stages.stage.packing" and "stage d_data" in caught.value.remedy
     assert not io.kept.exists(), "nothing half-written"
+
+
+def test_steps_hold_packs_of_like_cost_as_the_ranks_count_it(tmp_path, prepared, monkeypatch):
+    """The plan groups by the very costs that the ranks are balanced by."""
+    given = {}
+    plan_steps = epochs.plan_steps
+    monkeypatch.setattr("stages.plan_packs.plan_steps", lambda *a, **k: given.update(k) or plan_steps(*a, **k))
+    planned(tmp_path / "a", prepared)
+    lengths = Lengths.of(ShardReader(prepared), "token", "conversation", 4)
+    assert given["costs"].tolist() == lengths.cost.tolist()
+    assert given["groups"].tolist() == [0, 0, 2, 1, 0]  # one, one, two, text, one
 
 
 def test_parents_are_found_by_kind():

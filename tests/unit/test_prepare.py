@@ -101,8 +101,8 @@ def test_rows_say_what_training_will_build(mixture, resolved):
     out = mixture.prepare()
     reader = ShardReader(out.result)
     assert [reader.row(i)["tiles_per_image"] for i in range(4)] == [[5], [1, 4], [], []]
-    assert reader.index["id"] == ["w", "pictures-2", "pictures-3", "text-1"]
-    assert reader.index["task"] == ["t", "pictures", "pictures", "text"]
+    assert list(reader.index["id"]) == ["w", "pictures-2", "pictures-3", "text-1"]
+    assert list(reader.index["task"]) == ["t", "pictures", "pictures", "text"]
     assert reader.index["max_tiles"].tolist() == [6, 6, 6, 6]
     assert reader.index["augment"].tolist() == [True, True, True, False]
     assert reader.index["repeat"].tolist() == [1.5, 1.5, 1.5, 1]

@@ -11,7 +11,8 @@ from PIL import Image, ImageFile
 
 from modeling.errors import DataError
 from modeling.images import ImageError, decode_rgb, open_image
-from modeling.shards import Ragged, ShardReader, ShardWriter, pack_sample
+from modeling.ragged import Ragged
+from modeling.shards import ShardReader, ShardWriter, pack_sample
 
 
 def png(color: int, size: tuple[int, int] = (8, 6)) -> bytes:
@@ -64,6 +65,7 @@ def test_index_columns(tmp_path):
     row = reader.row(2)
     assert (row["id"], row["max_tiles"], row["tiles_per_image"], row["repeat"]) == ("id2", 12, [1, 1], 0.5)
     json.dumps(row)
+    assert reader.row(2, ["tokens", "answers"]) == {"tokens": 12, "answers": [1]}
 
 
 def test_shards_are_plain_tars_cut_between_samples(tmp_path):
@@ -89,7 +91,7 @@ def test_the_same_samples_give_the_same_bytes(tmp_path):
 
 def test_an_empty_index_reads(tmp_path):
     reader = write(tmp_path / "a", samples=0)
-    assert len(reader) == 0 and list(reader.index["answers"]) == [] and reader.index["id"] == []
+    assert len(reader) == 0 and list(reader.index["answers"]) == [] and list(reader.index["id"]) == []
 
 
 def test_a_flipped_image_byte_names_shard_and_id_and_leaves_the_text(tmp_path):
