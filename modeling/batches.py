@@ -27,8 +27,8 @@ from modeling.template import IGNORE, encode_conversation
 from modeling.tiles import Tie, count_tiles, fill_tiles, normalised, split_image, tiles_per_image_limit
 
 COLUMNS = (  # of the index, that a row needs
-    "id", "dataset", "tokens", "tiles_per_image", "max_tiles", "augment", "shard", "json_offset", "json_size",
-    "json_crc32", "image_offsets", "image_sizes", "image_crc32s",
+    "id", "dataset", "tokens", "tiles", "tiles_per_image", "max_tiles", "augment", "widths", "heights", "shard",
+    "json_offset", "json_size", "json_crc32", "image_offsets", "image_sizes", "image_crc32s",
 )  # fmt: skip
 
 
