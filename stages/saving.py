@@ -26,8 +26,8 @@ from stages.io import StageIO
 def _give_way() -> None:
     """In the thread that saves: one core, and only what the training leaves of it.
 
-    Who waits for the save leaves it the core. The memory for snapshots is there before the first: to get 5 GB of it page
-    by page took 10 s at this priority, with the training waiting.
+    Who waits for the save leaves it the core. The memory for snapshots is there before the first: to get 5 GB of it
+    page by page took 10 s at this priority, with the training waiting.
     """
     torch.set_num_threads(1)
     if sys.platform == "linux":  # where threads have priorities of their own

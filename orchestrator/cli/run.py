@@ -72,13 +72,16 @@ def _run_rest(
     SIGTERM or Ctrl-C: the running stages save and stop, then the process leaves with 130; at once on a second one.
     """
     from orchestrator.attendant import Stop
-    from orchestrator.cli.sizes import check_memory
     from orchestrator.driver import Job, run_stage
     from orchestrator.errors import StorageTransient
     from orchestrator.launch import room, run_attempt, start_ray, stop_ray
     from orchestrator.scheduler import run_all
 
-    check_memory(experiment, [name for name in experiment.stages if name not in done])
+    on_gpus = [n for n, s in experiment.stages.items() if n not in done and s.kind.trains and s.params.resources.gpus]
+    if on_gpus:
+        from orchestrator.cli.sizes import check_memory  # imports torch, so not without need
+
+        check_memory(experiment, on_gpus)
     stop = Stop()
     stop.in_s = options.grace
 
