@@ -44,7 +44,8 @@ def test_a_changed_setting_is_named_and_runs_only_what_depends_on_it(undisturbed
     prefixes = {stage: experiment.prefix(stage) for stage in STAGES}
 
     planned = experiment.without_ray("plan", changed)
-    lines = {line.split()[0]: line for line in planned.stdout.splitlines() if line.split()}
+    actions, _ = planned.stdout.split("Parameters", 1)
+    lines = {line.split()[0]: line for line in actions.splitlines() if line.split()}
     assert "lr: 0.005 → 0.0025" in lines["full_finetune"]
     assert all(" reuse " in lines[stage] for stage in kept), planned.stdout
     assert all(" run " in lines[stage] for stage in later), planned.stdout
