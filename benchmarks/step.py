@@ -96,12 +96,6 @@ def packs_of(lengths: list[tuple[int, int]], max_tokens: int, max_tiles: int) ->
     return [pack.tolist() for pack in plan_packs(tokens, tiles, max_tokens, max_tiles, seed=0)]
 
 
-def freeze(model, train: tuple[str, ...]) -> None:
-    from modeling.freeze import set_trainable
-
-    set_trainable(model, train)
-
-
 def stageline(data, packs, train) -> tuple[float, float]:
     """(seconds, mean loss) of one pass, a step per row."""
     import torch
@@ -110,6 +104,7 @@ def stageline(data, packs, train) -> tuple[float, float]:
     from modeling.attention import Segments
     from modeling.batches import Batch, Counts
     from modeling.engine import Engine
+    from modeling.freeze import set_trainable
     from modeling.internvl import TrainingLoss
 
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
@@ -118,7 +113,7 @@ def stageline(data, packs, train) -> tuple[float, float]:
         os.environ["MASTER_PORT"] = str(free.getsockname()[1])
     dist.init_process_group("gloo")
     model = build()
-    freeze(model, train)
+    set_trainable(model, train)
     names = {parameter: name for name, parameter in model.named_parameters()}
     loss = TrainingLoss(model, train)
     engine = Engine(loss, names, setting=0, precision="fp32", accumulation=1, weight_decay=0.0, betas=(0.9, 0.999),
@@ -160,8 +155,10 @@ def packed(data, packs, train) -> tuple[float, float]:
     import torch
     from torch.nn import functional as F
 
+    from modeling.freeze import set_trainable
+
     model = build()
-    freeze(model, train)
+    set_trainable(model, train)
     model.train()
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if "language" not in train:
@@ -200,8 +197,10 @@ def padded(data, train, size: int, grouped: bool, folder: Path) -> tuple[float, 
     import torch
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
+    from modeling.freeze import set_trainable
+
     model = build()
-    freeze(model, train)
+    set_trainable(model, train)
     seen: list[tuple[float, int]] = []
 
     def collate(chosen: list[dict[str, Any]]) -> dict[str, Any]:
@@ -239,7 +238,7 @@ def padded(data, train, size: int, grouped: bool, folder: Path) -> tuple[float, 
     arguments = TrainingArguments(
         output_dir=str(folder / "trainer"), per_device_train_batch_size=size, num_train_epochs=1, learning_rate=0.0,
         weight_decay=0.0, save_strategy="no", report_to=[], logging_strategy="no", use_cpu=True, seed=0,
-        remove_unused_columns=False, disable_tqdm=True, **grouping(grouped),
+        remove_unused_columns=False, disable_tqdm=True,
     )  # fmt: skip
     clock = Clock()
     trainer = Counting(model=model, args=arguments, train_dataset=Data(), data_collator=collate, callbacks=[clock])
@@ -248,11 +247,6 @@ def padded(data, train, size: int, grouped: bool, folder: Path) -> tuple[float, 
     trainer.train()
     seconds = time.perf_counter() - clock.began
     return seconds, sum(value * count for value, count in seen) / sum(count for _, count in seen)
-
-
-def grouping(grouped: bool) -> dict[str, Any]:
-    """The sampler is set by hand: lengths are known here, the library would look for a column of them."""
-    return {}
 
 
 def _grouped_sampler(data, size: int):

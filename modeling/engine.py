@@ -226,7 +226,7 @@ class Engine:
             with GatheredParameters([parameter]):
                 if dist.get_rank() == 0:
                     out[name] = parameter.detach().cpu().clone()
-        return out | dict(module.named_buffers()) if dist.get_rank() == 0 else None
+        return {**module.state_dict(), **out} if dist.get_rank() == 0 else None
 
     def to_write(self) -> list[Fragment]:
         """The fragments this rank puts into a checkpoint: all it owns, or its share where every rank owns all."""

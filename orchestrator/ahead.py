@@ -12,6 +12,7 @@ from pathlib import Path
 
 from cluster.gcs import Gcs, Unanswered, here
 from cluster.raylet import start_idle
+from modeling.errors import UserError
 from orchestrator.errors import StorageTransient
 from orchestrator.progress import read_progress
 from orchestrator.stageio import Task
@@ -42,7 +43,8 @@ class Ahead:
         self._looked = now
         try:
             note = read_progress(self._store, self._task.prefix)
-        except StorageTransient:
+        except (OSError, StorageTransient, UserError) as error:  # nothing depends on it; it looks again
+            log.warning("storage does not answer: %s", error)
             return
         if note is None or tuple(note["token"]) != self._task.token or note["eta_s"] is None:
             return
@@ -61,5 +63,7 @@ class Ahead:
         """Of this machine's raylet; and this job's id."""
         import ray
 
-        node = here(Gcs.of_this_process().alive())[0]
-        return f"{node.address}:{node.port}", ray.get_runtime_context().get_job_id()
+        nodes = here(Gcs.of_this_process().alive())
+        if not nodes:
+            raise Unanswered("no node of the cluster is on this machine any more")
+        return f"{nodes[0].address}:{nodes[0].port}", ray.get_runtime_context().get_job_id()

@@ -29,11 +29,6 @@ def tokenizer_digest(folder: Path) -> str | None:
     return _digest(folder, files) if files else None
 
 
-def config_digest(folder: Path) -> str | None:
-    """config.json alone; None where it is absent."""
-    return _digest(folder, [folder / "config.json"]) if (folder / "config.json").is_file() else None
-
-
 def _files(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []

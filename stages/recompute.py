@@ -4,6 +4,7 @@ The estimate is `plan`'s (modeling/estimate.py), against the memory of this devi
 answer only under ZeRO 3, where recomputing is a collective: so all take the union.
 """
 
+import socket
 from typing import Any
 
 import psutil
@@ -22,8 +23,8 @@ def device_bytes() -> float:
     if torch.cuda.is_available():
         return SHARE * torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
     hosts: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(hosts, psutil.boot_time())  # ranks of one host
-    return SHARE * psutil.virtual_memory().available / hosts.count(psutil.boot_time())
+    dist.all_gather_object(hosts, socket.gethostname())
+    return SHARE * psutil.virtual_memory().available / hosts.count(socket.gethostname())
 
 
 def checkpointed(model: Any, params: Any, zero: int) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ Rows are taken as full (max_tokens, max_tiles): what a rank must hold at worst, 
 does not fit a GPU is refused by `run` before anything starts, with what would fit.
 """
 
+import json
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
@@ -22,29 +23,14 @@ MODULES = ("vit", "mlp", "language")
 
 
 @cache
-def _measured(vision: tuple, language: tuple) -> Sizes:
-    return measure(skeleton(dict(vision), dict(language)))
+def _measured(fields: str) -> Sizes:
+    return measure(skeleton(*json.loads(fields)))
 
 
 def sizes_of(model: ModelParams) -> tuple[Sizes, dict[str, Any], dict[str, Any]] | None:
     """(sizes, vision, language fields); None where a folder is not there and has no known name."""
     fields = presets.sizes(model)
-    if fields is None:
-        return None
-    frozen = [tuple(sorted((k, _hashable(v)) for k, v in part.items())) for part in fields]
-    plain = [{k: v for k, v in part.items()} for part in fields]
-    return _measured(*frozen), plain[0], plain[1]
-
-
-def _hashable(value: Any) -> Any:
-    if isinstance(value, dict):
-        return _Frozen(value)
-    return tuple(value) if isinstance(value, list) else value
-
-
-class _Frozen(dict):
-    def __hash__(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return hash(repr(sorted(self.items())))
+    return None if fields is None else (_measured(json.dumps(fields)), *fields)
 
 
 @dataclass(frozen=True)
