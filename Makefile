@@ -37,6 +37,6 @@ test-unit: install
 	$(BIN)/python -m pytest -n auto tests/unit
 
 test: lint
-	$(BIN)/python -m pytest -n auto tests/unit
+	$(BIN)/python -m pytest -n auto --durations=12 tests/unit
 	$(BIN)/python benchmarks/simulate.py
-	$(BIN)/python -m pytest tests/cluster tests/gpu
+	$(BIN)/python -m pytest --durations=12 tests/cluster tests/gpu

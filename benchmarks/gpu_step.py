@@ -3,9 +3,9 @@
     python benchmarks/gpu_step.py --output gpu_step.json
 
 The product's own loss module and engine (DeepSpeed, bf16, one rank), without Ray and without decoding: rows of 16,384
-tokens and up to 48 tiles are made once. FLOPs are those of what a stage differentiates (modeling/estimate.py). The peak
-that torch saw is printed beside the estimate that decides what is recomputed. Exit code 1 below the aims (tokens per
-second on an H100), 2 without a GPU.
+tokens and up to 48 tiles as the packer makes them of the mixture stated in lengths.py, random text and pixels. FLOPs
+are those of what a stage differentiates (modeling/estimate.py). The peak that torch saw is printed beside the estimate
+that decides what is recomputed. Exit code 1 below the aims (tokens per second on an H100), 2 without a GPU.
 """
 
 import argparse
@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from lengths import sft
 
 from modeling.attention import Segments
 from modeling.batches import Batch, Counts
@@ -29,29 +30,27 @@ from modeling.engine import Engine
 from modeling.estimate import measure, memory, peak_flops, skeleton, step_flops
 from modeling.freeze import set_trainable
 from modeling.internvl import TrainingLoss
+from modeling.packing import plan_packs
 from modeling.presets import language_fields, vision_fields
 from stages.recompute import checkpointed
 
 STAGES = {"mlp_warmup": ("mlp",), "vit_incremental": ("vit", "mlp"), "full_finetune": ("vit", "mlp", "language")}
 AIMS = {"mlp_warmup": 100_000, "vit_incremental": 45_000, "full_finetune": 40_000}  # tokens per second on an H100
 MAX_TOKENS, MAX_TILES = 16384, 48
+WARM_UP = 4  # steps, one of each row
+DROP_PATH = 0.1  # of the 1B's ViT incremental learning and full finetune
 VISION, LANGUAGE = vision_fields("internvit-300m"), language_fields("qwen2.5-0.5b")
 
 
-def lengths_of_row(rng: random.Random) -> tuple[list[int], int]:
-    """(tokens of each sample, tiles) of one row: pictures of 1 to 13 tiles with short texts until a budget is full."""
-    lengths, tiles = [], 0
-    while True:
-        count = min(rng.choice((1, 1, 3, 5, 7, 13)), MAX_TILES)
-        length = 256 * count + rng.randint(40, 600)
-        if tiles + count > MAX_TILES or sum(lengths) + length > MAX_TOKENS:
-            return lengths, tiles
-        lengths.append(length)
-        tiles += count
+def packs(rows: int, seed: int) -> list[tuple[list[int], int]]:
+    """(tokens of each sample, tiles) of some rows: the stated fine-tuning mixture, packed by the product's packer."""
+    mixture = sft(20_000, seed)
+    packed = plan_packs(mixture.tokens, mixture.tiles, MAX_TOKENS, MAX_TILES, seed)
+    chosen = [packed[number] for number in random.Random(seed).sample(range(len(packed)), rows)]
+    return [(mixture.tokens[pack].tolist(), int(mixture.tiles[pack].sum())) for pack in chosen]
 
 
-def row(rng: random.Random, device: torch.device) -> tuple[Batch, dict[str, float]]:
-    lengths, tiles = lengths_of_row(rng)
+def row(lengths: list[int], tiles: int, depth: int, device: torch.device) -> tuple[Batch, dict[str, float]]:
     total = sum(lengths)
     ids = torch.randint(10, 150_000, (1, total))
     ids[0, : tiles * 256] = 0
@@ -59,18 +58,18 @@ def row(rng: random.Random, device: torch.device) -> tuple[Batch, dict[str, floa
     batch = Batch(
         input_ids=ids, position_ids=torch.cat([torch.arange(n) for n in lengths])[None], segments=Segments.of(lengths),
         positions=places, targets=ids[0, places + 1], weights=torch.ones(len(places)),
-        pixels=torch.randn(tiles, 3, 448, 448), uniforms=None, counts=Counts(),
+        pixels=torch.randn(tiles, 3, 448, 448), uniforms=torch.rand(tiles, depth, 2), counts=Counts(),
     )  # fmt: skip
     squares = float(sum(n * n for n in lengths))
     return batch.to(device), {"tokens": total, "squares": squares, "supervised": len(places), "tiles": tiles}
 
 
-def run(stage: str, steps: int, seed: int, recompute: str) -> dict[str, Any]:
+def run(stage: str, steps: int, seed: int, recompute: str, compiled: bool, profile: bool) -> dict[str, Any]:
     """One stage, in a model of its own."""
     train = STAGES[stage]
     torch.manual_seed(seed)
     torch.cuda.reset_peak_memory_stats()
-    model = skeleton(VISION, LANGUAGE).to_empty(device="cpu")
+    model = skeleton(VISION, LANGUAGE).to_empty(device="cuda")
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(std=0.02)
@@ -86,25 +85,35 @@ def run(stage: str, steps: int, seed: int, recompute: str) -> dict[str, Any]:
     )  # fmt: skip
     chosen = checkpointed(model, params, 1)
     names = {parameter: name for name, parameter in model.named_parameters()}
-    loss = TrainingLoss(model, train, 0.0, chosen)
+    loss = TrainingLoss(model, train, DROP_PATH if "vit" in train else 0.0, chosen, fused=compiled)
     engine = Engine(loss, names, setting=1, precision="bf16", accumulation=1, weight_decay=0.01, betas=(0.9, 0.999),
                     eps=1e-8, max_grad_norm=1.0)  # fmt: skip
-    rng = random.Random(seed)
-    rows = [row(rng, engine.device) for _ in range(4)]
+    depth = model.config.vision_config.num_hidden_layers
+    rows = [row(*pack, depth, engine.device) for pack in packs(WARM_UP, seed)]
     seconds, flops, tokens, losses = [], [], [], []
-    for step in range(steps + 3):  # the first three warm up
-        batch, counts = rows[step % len(rows)]
-        torch.cuda.synchronize()
-        before = time.perf_counter()
+
+    def step_of(batch: Batch) -> torch.Tensor:
         value = engine.engine(batch) / len(batch.targets)
         engine.backward(value)
         engine.step(lr=1e-5)
+        return value
+
+    for step in range(steps + WARM_UP):
+        batch, counts = rows[step % len(rows)]
         torch.cuda.synchronize()
-        if step >= 3:
+        before = time.perf_counter()
+        value = step_of(batch)
+        torch.cuda.synchronize()
+        if step >= WARM_UP:
             seconds.append(time.perf_counter() - before)
             tokens.append(counts["tokens"])
             flops.append(step_flops(sizes, train, **counts))
             losses.append(float(value.detach()))
+    if profile:
+        with torch.profiler.profile() as seen:
+            step_of(rows[0][0])
+            torch.cuda.synchronize()
+        print(seen.key_averages().table(sort_by="self_cuda_time_total", row_limit=28, max_name_column_width=70))
     peak = peak_flops(torch.cuda.get_device_name(), "bf16")
     rate = sum(flops) / sum(seconds)
     estimate = memory(sizes, VISION, LANGUAGE, train, precision="bf16", zero=1, world=1, max_tokens=MAX_TOKENS,
@@ -122,6 +131,8 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--checkpointing", choices=["auto", "none", "all"], default="auto")
+    parser.add_argument("--plain", action="store_true", help="as with `compile: false`")
+    parser.add_argument("--profile", action="store_true", help="print the kernels that take the time of one more step")
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     if not torch.cuda.is_available():
@@ -135,7 +146,9 @@ def main() -> int:
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, seed {options.seed}")
     results, missed = {}, []
     for stage in options.stages:
-        results[stage] = found = run(stage, options.steps, options.seed, options.checkpointing)
+        results[stage] = found = run(
+            stage, options.steps, options.seed, options.checkpointing, not options.plain, options.profile
+        )
         mfu = f", MFU {found['mfu']:.1%}" if found["mfu"] else ""
         print(f"{stage}: {found['tokens_per_second']:,.0f} tokens/s (aim {AIMS[stage]:,}){mfu}, recomputed "
               f"{', '.join(found['recomputed']) or 'nothing'}, peak {found['peak_gb']:.1f} GB, estimated "

@@ -10,8 +10,9 @@ Either way memory is linear in the row length. Invariant (tested): changing one 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from inspect import signature
 from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +23,7 @@ NAME = "stageline_segments"
 WASTE = 1.25  # a group's longest segment is at most this many times its shortest
 
 
-@dataclass(frozen=True)
+@dataclass  # not frozen: torch.compile would guard every field of it, and compile again for other groups
 class Segments:
     """Where the samples of a row lie. groups: index tensors [n, longest] into the row; back: [L] into their outputs.
 
@@ -70,20 +71,19 @@ class Segments:
 Kernel = Callable[[Tensor, Tensor, Tensor, Segments, float | None], Tensor]
 
 
-@cache
-def varlen_kernel() -> Kernel:
+def _varlen_kernel() -> Kernel:
     """(query [L, heads, d], key, value [L, kv_heads, d], segments, scale) -> [L, heads, d] on a GPU."""
     try:
         from flash_attn import flash_attn_varlen_func  # pyright: ignore[reportMissingImports]
     except ImportError:
         from torch.nn.attention.varlen import varlen_attn
 
+        asked = "enable_gqa" in signature(varlen_attn).parameters  # before 2.12 torch takes fewer key heads unasked
+
         def torchs(q: Tensor, k: Tensor, v: Tensor, segments: Segments, scale: float | None) -> Tensor:
             ends, longest = segments.borders, segments.longest
-            out = varlen_attn(
-                q, k, v, ends, ends, longest, longest, scale=scale, window_size=(-1, 0),
-                enable_gqa=k.shape[1] != q.shape[1],
-            )  # fmt: skip
+            gqa: Any = {"enable_gqa": k.shape[1] != q.shape[1]} if asked else {}
+            out = varlen_attn(q, k, v, ends, ends, longest, longest, scale=scale, window_size=(-1, 0), **gqa)
             assert isinstance(out, Tensor)
             return out
 
@@ -94,6 +94,9 @@ def varlen_kernel() -> Kernel:
         return flash_attn_varlen_func(q, k, v, ends, ends, longest, longest, softmax_scale=scale, causal=True)
 
     return flash
+
+
+KERNEL = _varlen_kernel() if torch.cuda.is_available() else None
 
 
 def segment_attention(
@@ -108,9 +111,9 @@ def segment_attention(
         raise ValueError(f"attention '{NAME}' takes one packed row with segments= and no attention mask")
     repeat = query.shape[1] // key.shape[1]
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # [L, heads, d]
-    if q.is_cuda and q.dtype in (torch.bfloat16, torch.float16):
+    if KERNEL is not None and q.is_cuda and q.dtype in (torch.bfloat16, torch.float16):
         assert not dropout, "the recipe has no attention dropout"
-        return varlen_kernel()(q, k, v, segments, scaling).unsqueeze(0), None
+        return KERNEL(q, k, v, segments, scaling).unsqueeze(0), None
     outputs = []
     for index in segments.groups:
         shape = (*index.shape, -1, q.shape[-1])

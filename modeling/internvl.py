@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, InternVLConfig, InternVLForConditionalGeneration, InternVLVisionConfig
 
-from modeling import attention, parts
+from modeling import attention, kernels, parts
 from modeling.batches import Batch
 from modeling.droppath import DropPath
 from modeling.errors import CheckpointError
@@ -177,12 +177,16 @@ class TrainingLoss(nn.Module):
         drop_path: float = 0.0,
         checkpointed: tuple[str, ...] = (),
         always_vision: bool = False,
+        fused: bool = False,
     ):
         """checkpointed: modules (vit, language) whose layers run again in the backward pass. always_vision: also for a
-        row without a picture where nothing of it trains, since under ZeRO 3 every module is a collective."""
+        row without a picture where nothing of it trains, since under ZeRO 3 every module is a collective. fused:
+        compiled layers and loss, on a GPU and not under ZeRO 3, which takes every module apart by itself."""
         super().__init__()
         self.internvl = model
-        self.always_vision = always_vision
+        self.always_vision, self.fused = always_vision, fused
+        if fused:
+            kernels.fuse(model)
         layers = {"vit": model.model.vision_tower.encoder.layer, "language": model.model.language_model.layers}
         for module in checkpointed:
             for layer in layers[module]:
@@ -198,7 +202,7 @@ class TrainingLoss(nn.Module):
         model = self.internvl.model
         with torch.set_grad_enabled(self.vit):
             if self.drop_path is not None:
-                self.drop_path.set(uniforms)
+                self.drop_path.set(uniforms, pixels.dtype)
             patches = model.vision_tower(pixel_values=pixels).last_hidden_state[:, 1:]
         side = int(patches.shape[1] ** 0.5)
         with torch.set_grad_enabled(self.vit or self.mlp):
@@ -225,4 +229,5 @@ class TrainingLoss(nn.Module):
             inputs_embeds=embeds, position_ids=batch.position_ids, use_cache=False, segments=batch.segments
         ).last_hidden_state
         selected = hidden[0].index_select(0, batch.positions)
-        return weighted_cross_entropy(selected, self.internvl.lm_head.weight, batch.targets, batch.weights)
+        head = self.internvl.lm_head.weight
+        return weighted_cross_entropy(selected, head, batch.targets, batch.weights, fused=self.fused)

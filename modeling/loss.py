@@ -85,6 +85,7 @@ def weighted_cross_entropy(
     targets: "torch.Tensor",
     weights: "torch.Tensor",
     chunk: int = 4096,
+    fused: bool = False,
 ) -> "torch.Tensor":
     """The fp32 scalar sum of weights * cross-entropy; divide it by the global batch's total weight.
 
@@ -92,10 +93,40 @@ def weighted_cross_entropy(
     lm_head's; targets [n]: ids of the supervised tokens; weights [n]. For n = 0 it is a 0 that has a gradient.
     Logits exist for `chunk` positions at a time, in the forward pass alone: the gradients are made from them at once
     (as in Liger Kernel, arXiv 2410.10989 §3.2), so that the head is multiplied twice or three times and not four.
+    fused: for a GPU, what lies between the products compiled, and the vocabulary padded to what its kernels like.
     """
     if len(hidden) == 0:
         return (hidden.sum() + weight_matrix[:1].sum()).float() * 0
-    return _function().apply(hidden, weight_matrix, targets, weights, chunk)
+    return _function().apply(hidden, weight_matrix, targets, weights, chunk, fused)
+
+
+def _in_place(logits: Any, labels: Any, scale: Any, vocabulary: int) -> tuple[Any, Any]:
+    """(sum of scale * cross-entropy, its gradient by the logits). logits [n, >= V]; labels, scale [n, 1]."""
+    states, dtype = logits[:, :vocabulary].float(), logits.dtype
+    norms = states.logsumexp(1, keepdim=True)
+    total = ((norms - states.gather(1, labels)) * scale).sum()
+    # d loss / d logits = scale * (softmax - one at the label), in the logits' own memory
+    states.sub_(norms).exp_().mul_(scale)
+    return total, states.scatter_add_(1, labels, -scale).to(dtype)
+
+
+def _to_compile(logits: Any, labels: Any, scale: Any, vocabulary: int) -> tuple[Any, Any]:
+    """The same in one expression each; the gradient of the padding is zero."""
+    import torch
+
+    states = logits.float()
+    ids = torch.arange(logits.shape[1], device=logits.device)
+    norms = states.masked_fill(ids >= vocabulary, -math.inf).logsumexp(1, keepdim=True)
+    total = ((norms - states.gather(1, labels)) * scale).sum()
+    gradient = ((states - norms).exp() - (ids == labels).float()) * scale
+    return total, gradient.masked_fill(ids >= vocabulary, 0.0).to(logits.dtype)
+
+
+@cache
+def _compiled() -> Any:
+    import torch
+
+    return torch.compile(_to_compile, dynamic=True)
 
 
 @cache
@@ -104,33 +135,30 @@ def _function() -> Any:
 
     class LinearCrossEntropy(torch.autograd.Function):
         @staticmethod
-        def forward(ctx: Any, hidden, matrix, targets, weights, chunk: int):
+        def forward(ctx: Any, hidden, matrix, targets, weights, chunk: int, fused: bool):
+            vocabulary, of_loss = len(matrix), _compiled() if fused else _in_place
             of_hidden, of_matrix = ctx.needs_input_grad[:2]
+            if fused:
+                matrix = torch.nn.functional.pad(matrix, (0, 0, 0, -vocabulary % 64))
             grad_hidden = torch.empty_like(hidden) if of_hidden else None
             grad_matrix = torch.zeros_like(matrix) if of_matrix else None
             total = torch.zeros((), device=hidden.device)
             for start in range(0, len(hidden), chunk):
                 part = slice(start, start + chunk)
-                states, labels, scale = hidden[part], targets[part, None], weights[part].float()
-                logits = torch.nn.functional.linear(states, matrix).float()
-                norms = torch.logsumexp(logits, dim=1)
-                total += ((norms - logits.gather(1, labels)[:, 0]) * scale).sum()
-                if not (of_hidden or of_matrix):
-                    continue
-                # d loss / d logits = scale * (softmax - one at the label), in the logits' own memory
-                logits.sub_(norms[:, None]).exp_().mul_(scale[:, None])
-                logits.scatter_add_(1, labels, -scale[:, None])
-                gradient = logits.to(matrix.dtype)
+                states = hidden[part]
+                logits = torch.nn.functional.linear(states, matrix)
+                loss, gradient = of_loss(logits, targets[part, None], weights[part, None].float(), vocabulary)
+                total += loss
                 if grad_hidden is not None:
                     torch.mm(gradient, matrix, out=grad_hidden[part])
                 if grad_matrix is not None:
                     grad_matrix.addmm_(gradient.T, states)
-            ctx.save_for_backward(grad_hidden, grad_matrix)
+            ctx.save_for_backward(grad_hidden, None if grad_matrix is None else grad_matrix[:vocabulary])
             return total
 
         @staticmethod
         def backward(ctx: Any, scale):
             grads = [None if grad is None else grad * scale.to(grad.dtype) for grad in ctx.saved_tensors]
-            return *grads, None, None, None
+            return *grads, None, None, None, None
 
     return LinearCrossEntropy

@@ -166,6 +166,9 @@ class TrainParams(StageParams):
         default="auto",
         description="layers run again for the backward pass: those that memory asks for (auto), none or all",
     )
+    compile: Annotated[bool, Run] = Field(
+        default=True, description="on GPUs, except under ZeRO 3: compiled layers and loss (torch.compile)"
+    )
     checkpoint: Annotated[CheckpointParams, Run] = CheckpointParams()
 
     @property

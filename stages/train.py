@@ -79,7 +79,8 @@ class Trainer:
         recomputed = checkpointed(self.model, params, zero_stage(params.deepspeed))
         if io.rank == 0:
             io.log(f"layers that run again in the backward pass: {' and '.join(recomputed) or 'none'}")
-        self.loss = TrainingLoss(self.model, params.train, params.drop_path, recomputed)
+        fused = params.compile and torch.cuda.is_available() and zero_stage(params.deepspeed) != 3
+        self.loss = TrainingLoss(self.model, params.train, params.drop_path, recomputed, fused=fused)
         self.engine = Engine(
             self.loss, names, setting=params.deepspeed, precision=params.precision, accumulation=self.micro_steps,
             weight_decay=params.weight_decay, betas=params.betas, eps=params.eps, max_grad_norm=params.max_grad_norm,

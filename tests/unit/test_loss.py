@@ -11,6 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from modeling import loss as loss_module
 from modeling.loss import sample_weight, token_weights, total_weight, total_weights, weighted_cross_entropy
 from modeling.ragged import Ragged
 
@@ -135,6 +136,20 @@ def test_chunks_give_the_loss_and_gradients_of_full_logits(chunk):
     torch.testing.assert_close(loss, (ce * weights).sum())
     for got, wanted in zip(torch.autograd.grad(loss, (hidden, matrix)), expected, strict=True):
         torch.testing.assert_close(got, wanted)
+
+
+@pytest.mark.parametrize("chunk", [5, 100])
+def test_what_is_compiled_for_a_gpu_is_the_same_loss(chunk, monkeypatch):
+    """Without compiling: that takes long, and tests/gpu does it. The vocabulary of 70 is padded to 128 there."""
+    monkeypatch.setattr(loss_module, "_compiled", lambda: loss_module._to_compile)
+    torch.manual_seed(0)
+    hidden, matrix = torch.randn(17, 8, requires_grad=True), torch.randn(70, 8, requires_grad=True)
+    targets, weights = torch.randint(70, (17,)), torch.rand(17)
+    losses = [weighted_cross_entropy(hidden, matrix, targets, weights, chunk, fused) for fused in (False, True)]
+    torch.testing.assert_close(losses[1], losses[0])
+    one, two = (torch.autograd.grad(loss, (hidden, matrix)) for loss in losses)
+    for plain, fused in zip(one, two, strict=True):
+        torch.testing.assert_close(fused, plain)
 
 
 def test_logits_of_all_positions_never_exist_at_once():
