@@ -186,3 +186,57 @@ def test_bf16_states_give_an_fp32_loss():
     loss = weighted_cross_entropy(hidden, matrix, torch.arange(6), torch.ones(6))
     loss.backward()
     assert loss.dtype == torch.float32 and hidden.grad is not None and hidden.grad.dtype == torch.bfloat16
+
+
+def in_float64(samples, matrix, reduction, unit) -> tuple[float, torch.Tensor]:
+    """The mean over all samples and its gradient by `matrix`, straight from the formulas of the paper (§4.2)."""
+    matrix = matrix.detach().double().requires_grad_()
+    total, weight = torch.zeros((), dtype=torch.float64), 0.0
+    for spans, hidden, targets in samples:
+        ce = torch.nn.functional.cross_entropy(hidden.double() @ matrix.T, targets, reduction="none")
+        counts = [end - start for start, end in spans]
+        for part, count in zip(ce.split(counts), counts):
+            x = count if unit == "response" else sum(counts)
+            of_token = {"token": 1.0, "sample": 1 / x, "square": x**-0.5}[reduction]
+            total, weight = total + of_token * part.sum(), weight + of_token * count
+    (gradient,) = torch.autograd.grad(total / weight, matrix)
+    return float(total.detach()) / weight, gradient
+
+
+@pytest.mark.parametrize("unit", ["conversation", "response"])
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@given(
+    responses=st.lists(st.lists(st.integers(1, 12), min_size=1, max_size=3), min_size=1, max_size=8),
+    ranks=st.integers(1, 3), micro_steps=st.integers(1, 3), seed=st.integers(0, 99),
+)  # fmt: skip
+def test_any_order_ranks_and_accumulation_give_the_mean_in_float64(
+    reduction, unit, responses, ranks, micro_steps, seed
+):
+    """What the engine sums over ranks and micro-steps: each row's loss over the weight of the whole global batch."""
+    generator, dealer = torch.Generator().manual_seed(seed), random.Random(seed)
+    matrix, samples = torch.randn(11, 6, generator=generator, requires_grad=True), []
+    for counts in responses:
+        starts = np.cumsum([2 + count for count in [0, *counts[:-1]]])
+        spans = [(int(start), int(start) + count) for start, count in zip(starts, counts)]
+        n = sum(counts)
+        targets = torch.randint(11, (n,), generator=generator)
+        samples.append((spans, torch.randn(n, 6, generator=generator), targets))
+    expected, gradient = in_float64(samples, matrix, reduction, unit)
+    dealer.shuffle(samples)
+    rows = [[] for _ in range(ranks * micro_steps)]
+    for sample in samples:
+        dealer.choice(rows).append(sample)
+    supervised = Ragged.of(np.array([e - s for spans, *_ in samples for s, e in spans], np.int32),
+                           [len(spans) for spans, *_ in samples])  # fmt: skip
+    denominator, mean = float(total_weights(supervised, reduction, unit).sum()), 0.0
+    for row in rows:
+        weights = [token_weights(spans, spans[-1][1], reduction, unit) for spans, *_ in row]
+        weights = np.concatenate([w[w > 0] for w in weights]) if row else np.zeros(0, np.float32)
+        hidden = torch.cat([hidden for _, hidden, _ in row]) if row else torch.zeros(0, 6)
+        targets = torch.cat([targets for *_, targets in row]) if row else torch.zeros(0, dtype=torch.long)
+        loss = weighted_cross_entropy(hidden, matrix, targets, torch.from_numpy(weights)) / denominator
+        loss.backward()
+        mean += float(loss.detach())
+    assert mean == pytest.approx(expected, rel=1e-5)
+    assert matrix.grad is not None
+    torch.testing.assert_close(matrix.grad.double(), gradient, rtol=1e-4, atol=1e-6)
