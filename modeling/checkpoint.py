@@ -7,6 +7,7 @@ DeepSpeed's own checkpoints are pickled and rank-shaped, and its universal ones 
 """
 
 import json
+import mmap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,7 +56,8 @@ class Snapshot:
                 }  # fmt: skip
         text = json.dumps(header, separators=(",", ":")).encode()
         text += b" " * (-len(text) % 8)
-        self._buffer = torch.zeros(8 + len(text) + end, dtype=torch.uint8)
+        # pages of its own: where a page begins, a store can write it without copying it first
+        self._buffer = torch.frombuffer(mmap.mmap(-1, 8 + len(text) + end), dtype=torch.uint8)
         self._buffer.fill_(0)  # touched now, so that no snapshot waits for pages
         head = len(text).to_bytes(8, "little") + text
         self._buffer[: len(head)] = torch.frombuffer(bytearray(head), dtype=torch.uint8)

@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 
 from modeling.errors import UserError
 from orchestrator.address import parse_s3, redact
+from orchestrator.direct import write_file
 
 Data = bytes | bytearray | memoryview
 TEMPORARY = ".tmp-"
@@ -211,7 +212,7 @@ class FileStore:
         self.url = str(self.folder)
 
     def put(self, key: str, data: Data, create: bool = False) -> None:
-        self._write(key, create, lambda temporary: temporary.write_bytes(data))
+        self._write(key, create, lambda temporary: write_file(temporary, data))
 
     def put_file(self, key: str, path: Path) -> None:
         self._write(key, False, lambda temporary: shutil.copyfile(path, temporary))
