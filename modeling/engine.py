@@ -125,11 +125,12 @@ class Engine:
                 where=str(setting), remedy="correct the DeepSpeed JSON",
             ) from error  # fmt: skip
         self.engine: Any = engine
-        if self.zero in (1, 2) and not engine.optimizer.cpu_offload:
+        zero: Any = self.engine.optimizer
+        if self.zero in (1, 2) and not zero.cpu_offload:
             # DeepSpeed looks for what is not finite, and takes norms, in some 15 kernels for every parameter: a tenth
             # of the step of a 1B model on an H200. One pass over all gradients tells both.
-            engine.optimizer.get_grad_norm_direct = self._norm
-            engine.optimizer.check_overflow = lambda *_, **__: None
+            zero.get_grad_norm_direct = self._norm
+            zero.check_overflow = lambda *_, **__: None
         self.device: torch.device = self.engine.device
         self._create_state()
 
@@ -165,7 +166,8 @@ class Engine:
 
     def _norm(self, gradients: Iterable[Tensor], *_: Any) -> Tensor:
         """ZeRO 1 and 2: of one group's gradients on all ranks; -1, as DeepSpeed has it, where it is not finite."""
-        norms = torch._foreach_norm(list(gradients), 2.0, torch.float32)
+        foreach_norm: Any = torch._foreach_norm  # pyright: ignore[reportPrivateImportUsage]
+        norms = foreach_norm(list(gradients), 2.0, torch.float32)
         squares = torch.stack(norms).square().sum()
         dist.all_reduce(squares)
         return torch.where(squares.isfinite(), squares.sqrt(), -1.0)
