@@ -80,7 +80,7 @@ def run(stage: str, steps: int, seed: int, recompute: str, compiled: bool, profi
     set_trainable(model, train)
     sizes = measure(model)
     params = SimpleNamespace(
-        checkpointing=recompute, train=train, precision="bf16",
+        checkpointing=recompute, train=train, precision="bf16", fused=compiled,
         packing=SimpleNamespace(max_tokens=MAX_TOKENS, max_tiles=MAX_TILES),
     )  # fmt: skip
     chosen = checkpointed(model, params, 1)
@@ -117,7 +117,7 @@ def run(stage: str, steps: int, seed: int, recompute: str, compiled: bool, profi
     peak = peak_flops(torch.cuda.get_device_name(), "bf16")
     rate = sum(flops) / sum(seconds)
     estimate = memory(sizes, VISION, LANGUAGE, train, precision="bf16", zero=1, world=1, max_tokens=MAX_TOKENS,
-                      max_tiles=MAX_TILES, checkpointed=chosen)  # fmt: skip
+                      max_tiles=MAX_TILES, checkpointed=chosen, fused=compiled)  # fmt: skip
     return {
         "tokens_per_second": sum(tokens) / sum(seconds), "step_s": median(seconds),
         "mfu": rate / peak if peak else None, "recomputed": chosen, "loss": losses[-1],

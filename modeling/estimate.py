@@ -7,9 +7,11 @@ gradient on costs twice that, one that trains three times (arXiv 2412.05271 §3.
 Recomputation is no useful work and is not in `step_flops`.
 """
 
+import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -19,6 +21,7 @@ from modeling.freeze import PREFIXES, module_of, set_trainable
 
 HEAD_CHUNK = 4096  # positions whose logits exist at a time (modeling/loss.py)
 OVERHEAD = 1.1  # allocator blocks, buffers of collectives
+COMPILED = 0.92  # of what a step saves for its backward pass a compiled one saves at most: .73 to .91 on an H200
 # Dense bf16 FLOPs per second of one GPU, from its maker's data sheet; by a part of the name that CUDA gives it
 PEAK = {"B200": 2250e12, "H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "A10": 125e12}
 
@@ -179,7 +182,7 @@ def activation_bytes(
     only the input of each layer; the layer that is being recomputed is counted once.
     """
     depth = {"vit": vision["num_hidden_layers"], "language": language["num_hidden_layers"]}
-    one, two = (_saved(vision, language, layers, train, precision, lengths, tiles) for layers in (1, 2))
+    one, two = (_kept(json.dumps([vision, language, n, train, precision, lengths, tiles])) for n in (1, 2))
     size = 2 if precision == "bf16" else 4
     inputs = {
         "vit": tiles * _patches(vision) * vision["hidden_size"] * size,
@@ -212,6 +215,11 @@ class _Flash(torch.autograd.Function):
 
 def _flash(module: nn.Module, query, key, value, attention_mask, **_: Any):
     return _Flash.apply(query, key, value).transpose(1, 2), None  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@cache  # `plan` asks for a stage's row again with every module it might recompute
+def _kept(arguments: str) -> dict[str, int]:
+    return _saved(*json.loads(arguments))
 
 
 def _saved(vision, language, layers, train, precision, lengths, tiles) -> dict[str, int]:
@@ -261,12 +269,15 @@ def _saved(vision, language, layers, train, precision, lengths, tiles) -> dict[s
 
 def memory(
     sizes: Sizes, vision: dict[str, Any], language: dict[str, Any], train: Sequence[str], *, precision: str, zero: int,
-    world: int, max_tokens: int, max_tiles: int, checkpointed: Sequence[str] = (),
+    world: int, max_tokens: int, max_tiles: int, checkpointed: Sequence[str] = (), fused: bool = False,
 ) -> Memory:  # fmt: skip
-    """Of one rank with a full row: max_tokens tokens, max_tiles tiles."""
+    """Of one rank with a full row: max_tokens tokens, max_tiles tiles. fused: compiled layers and loss (kernels.py)."""
     saved, head = activation_bytes(
         vision, language, train, precision, lengths=[max_tokens], tiles=max_tiles, checkpointed=checkpointed
     )
+    if fused:  # logits and their gradient, and no fp32 copies
+        size = 2 if precision == "bf16" else 4
+        saved, head = COMPILED * saved, head * 2 * size / (size + 2 * 4)
     return Memory(*state_bytes(sizes, train, precision, zero, world), saved, head)
 
 

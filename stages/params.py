@@ -10,6 +10,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from modeling.zero import zero_stage
+
 Run = Field(json_schema_extra={"identity": False})
 Module = Literal["vit", "mlp", "language"]
 
@@ -170,6 +172,11 @@ class TrainParams(StageParams):
         default=True, description="on GPUs, except under ZeRO 3: compiled layers and loss (torch.compile)"
     )
     checkpoint: Annotated[CheckpointParams, Run] = CheckpointParams()
+
+    @property
+    def fused(self) -> bool:
+        """Whether `compile` takes effect on the GPUs it asks for."""
+        return self.compile and bool(self.resources.gpus) and zero_stage(self.deepspeed) != 3
 
     @property
     def decoders(self) -> int:

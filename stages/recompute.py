@@ -40,6 +40,7 @@ def checkpointed(model: Any, params: Any, zero: int) -> tuple[str, ...]:
         return memory(
             sizes, vision, language, params.train, precision=params.precision, zero=zero, world=dist.get_world_size(),
             max_tokens=params.packing.max_tokens, max_tiles=params.packing.max_tiles, checkpointed=modules,
+            fused=params.fused and torch.cuda.is_available(),
         )  # fmt: skip
 
     chosen = choose_checkpointing(device_bytes(), cost_of)

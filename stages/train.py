@@ -79,7 +79,7 @@ class Trainer:
         recomputed = checkpointed(self.model, params, zero_stage(params.deepspeed))
         if io.rank == 0:
             io.log(f"layers that run again in the backward pass: {' and '.join(recomputed) or 'none'}")
-        fused = params.compile and torch.cuda.is_available() and zero_stage(params.deepspeed) != 3
+        fused = params.fused and torch.cuda.is_available()
         self.loss = TrainingLoss(self.model, params.train, params.drop_path, recomputed, fused=fused)
         self.engine = Engine(
             self.loss, names, setting=params.deepspeed, precision=params.precision, accumulation=self.micro_steps,

@@ -54,6 +54,7 @@ def need(stage: Stage, model: ModelParams, world: int, zero: int | None = None) 
         found = memory(
             sizes, vision, language, params.train, precision=params.precision, zero=zero, world=world,
             max_tokens=params.packing.max_tokens, max_tiles=params.packing.max_tiles, checkpointed=modules,
+            fused=params.compile and bool(params.resources.gpus) and zero != 3,
         )  # fmt: skip
         return replace(found, optimizer=0.0) if offloaded(params.deepspeed) else found
 
