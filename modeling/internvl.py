@@ -113,6 +113,19 @@ def take_vision(model: InternVLForConditionalGeneration, folder: Path) -> None:
     tower.load_state_dict(state)
 
 
+def start_from(folder: Path, tokenizer) -> InternVLForConditionalGeneration:
+    """A whole model's weights in fp32, to be trained on with `tokenizer`. Raises CheckpointError as load_model does,
+    and where the two do not agree on the image token."""
+    model = load_model(folder)[0].float()
+    ours, its = tokenizer.convert_tokens_to_ids(IMG_CONTEXT), model.config.image_token_id
+    if ours != its or len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
+        raise CheckpointError(
+            f"its image token is {its}, {IMG_CONTEXT} of its tokenizer {ours} of {len(tokenizer)}", where=str(folder),
+            remedy="import the model again with its own tokenizer: stageline import SRC --output DIR",
+        )  # fmt: skip
+    return model
+
+
 def load_model(path: str | Path) -> tuple[InternVLForConditionalGeneration, Any]:
     """(model in eval mode, tokenizer or None) from a folder in Hugging Face layout; safetensors only.
 

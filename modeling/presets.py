@@ -87,7 +87,8 @@ DOWNSAMPLE = 0.5  # pixel shuffle: four patches become one token (official `down
 
 @dataclass(frozen=True)
 class Resolved:
-    """The parts of a model, by configuration. `*_folder` is where weights come from, None for fresh ones."""
+    """The parts of a model, by configuration. `*_folder` is where weights come from, None for fresh ones; whole: the
+    folder of all of them."""
 
     vision: dict[str, Any]
     language: dict[str, Any]
@@ -95,6 +96,7 @@ class Resolved:
     tile_size: int
     vision_folder: Path | None
     language_folder: Path | None
+    whole: Path | None = None
 
     @property
     def tokens_per_tile(self) -> int:
@@ -121,6 +123,8 @@ class Resolved:
 
 def folders(params: Any) -> dict[str, Path]:
     """The parts of `model:` that are folders rather than presets, by field name."""
+    if params.folder:
+        return {"folder": Path(params.folder)}
     named: dict[str, tuple[str, Any]] = {"vision": (params.vision, VISION), "language": (params.language, LANGUAGE)}
     if params.tokenizer:
         named["tokenizer"] = (params.tokenizer, TOKENIZERS)
@@ -141,6 +145,8 @@ def sizes(params: Any) -> tuple[dict[str, Any], dict[str, Any]] | None:
     """(vision, language) configuration fields as far as they are known: presets, folders that are there, folders with
     the name of a published model. None where one is unknown."""
     paths, out = folders(params), []
+    if "folder" in paths:
+        return _of_whole(paths["folder"]) if (paths["folder"] / "config.json").is_file() else None
     for field, value, fields in (
         ("vision", params.vision, vision_fields), ("language", params.language, language_fields)
     ):  # fmt: skip
@@ -155,6 +161,18 @@ def sizes(params: Any) -> tuple[dict[str, Any], dict[str, Any]] | None:
         else:
             return None
     return out[0], out[1]
+
+
+def _of_whole(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(vision, language) fields of a whole model. Raises UserError for another model or layout."""
+    config = _read_config(folder, "folder", ())
+    if config.get("model_type") != "internvl" or not {"vision_config", "text_config"} <= config.keys():
+        official = config.get("model_type") == CHAT
+        raise UserError(
+            f"'{folder}' holds {'an InternVL in the official layout' if official else 'no InternVL model'}",
+            where="model.folder", remedy=f"run `stageline import {folder} --output DIR` and give DIR",
+        )  # fmt: skip
+    return config["vision_config"], config["text_config"]
 
 
 def _in_hf_words(config: dict[str, Any], where: str) -> dict[str, Any]:
@@ -185,7 +203,10 @@ def _read_config(folder: Path, field: str, presets) -> dict[str, Any]:
 def resolve(params: Any) -> Resolved:
     """Read presets and config files. params: stages.params.ModelParams. Raises UserError for unknown names."""
     paths = folders(params)
-    vision_folder, language_folder = paths.get("vision"), paths.get("language")
+    vision_folder, language_folder, whole = paths.get("vision"), paths.get("language"), paths.get("folder")
+    if whole:
+        (vision, language), tokenizer = _of_whole(whole), str(whole)
+        return _resolved(params, vision, language, tokenizer, None, None, whole)
     if vision_folder:
         vision = _read_config(vision_folder, "vision", VISION)
         if vision.get("model_type") == VISION_TYPE:
@@ -214,6 +235,10 @@ def resolve(params: Any) -> Resolved:
                 f"the preset '{params.language}' has no tokenizer of its own",
                 where="model.tokenizer", remedy="add 'tokenizer:' with the folder of one",
             )  # fmt: skip
+    return _resolved(params, vision, language, tokenizer, vision_folder, language_folder)
+
+
+def _resolved(params: Any, vision: dict, language: dict, tokenizer: str, *weights: Path | None) -> Resolved:
     size = vision.get("image_size", 448)
     size = params.tile_size or (size[0] if isinstance(size, list | tuple) else size)
     patch = vision.get("patch_size", 14)
@@ -223,4 +248,4 @@ def resolve(params: Any) -> Resolved:
             f"tile_size {size} is not a multiple of twice the patch size {patch}",
             where="model.tile_size", remedy=f"use a multiple of {2 * patch}",
         )  # fmt: skip
-    return Resolved(dict(vision, patch_size=patch), language, tokenizer, size, vision_folder, language_folder)
+    return Resolved(dict(vision, patch_size=patch), language, tokenizer, size, *weights)

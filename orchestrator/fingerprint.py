@@ -133,8 +133,9 @@ def _measuring_parts(model: ModelParams) -> Identity | None:
     folders = presets.folders(model)
     fields = presets.sizes(model)
     tile = None if fields is None else [fields[0].get("image_size", 448), fields[0].get("patch_size", 14)]
-    part = "tokenizer" if model.tokenizer else "language"
-    words: str | None = model.tokenizer or presets.LANGUAGE.get(model.language, {}).get("tokenizer") or model.language
+    part = "folder" if model.folder else "tokenizer" if model.tokenizer else "language"
+    language = model.language or ""
+    words: str | None = model.tokenizer or presets.LANGUAGE.get(language, {}).get("tokenizer") or language
     if part in folders:
         words = tokenizer_digest(folders[part])
     if tile is None or words is None:
@@ -145,9 +146,9 @@ def _measuring_parts(model: ModelParams) -> Identity | None:
 def _starting_model(model: ModelParams, lent_vision: bool) -> Identity | None:
     """What the first training stage of a chain starts from: presets by name, folders by content. A vision encoder that
     another stage gives is that parent."""
-    identity = model.identity()
+    identity = {key: value for key, value in model.identity().items() if value is not None or key != "folder"}
     folders = presets.folders(model)
-    if lent_vision:
+    if lent_vision and not model.folder:
         del identity["vision"]
         folders.pop("vision", None)
     for field, folder in folders.items():

@@ -190,10 +190,23 @@ class _Reader:
         model = self.validate(ModelParams, raw, place)
         if model is None:
             return None
+        if model.folder is None:
+            absent = [part for part in ("vision", "language") if getattr(model, part) is None]
+            for part in absent:
+                remedy = f"add '{part}: ...'" + (", or 'folder: ...' of a whole model" if len(absent) == 2 else "")
+                self.problems.add((*place, part), f"missing '{part}'", remedy, label=place)
+            if absent:
+                return None
+        for part in ("vision", "language", "tokenizer", "tile_size"):
+            if model.folder is not None and getattr(model, part) is not None:
+                self.problems.add((*place, part), "a whole model is given by 'folder'", f"remove '{part}' or 'folder'")
         found: dict[str, str] = {}
         known = {"vision": presets.VISION, "language": presets.LANGUAGE, "tokenizer": presets.TOKENIZERS}
         for field in presets.folders(model):
             value = getattr(model, field)
+            if field == "folder":
+                found[field] = self.resolve(value)
+                continue
             if "/" not in value and value[:1] not in (".", "~") and not (self.folder / value).exists():
                 remedy = f"{suggest(value, known[field])} (or give a folder in Hugging Face layout)"
                 self.problems.add((*place, field), f"{value!r} is neither a preset nor a folder", remedy)

@@ -32,10 +32,13 @@ class Params(BaseModel):
 
 
 class ModelParams(Params):
-    """`model:` — which parts the model is built of."""
+    """`model:` — which parts the model is built of, or the folder of a whole one."""
 
-    vision: str = Field(description="a preset (modeling/presets.py), a Hugging Face or InternViT folder")
-    language: str = Field(description="a preset, a Hugging Face or InternLM2 folder")
+    vision: str | None = Field(default=None, description="a preset (presets.py), a Hugging Face or InternViT folder")
+    language: str | None = Field(default=None, description="a preset, a Hugging Face or InternLM2 folder")
+    folder: str | None = Field(
+        default=None, description="a whole InternVL model in Hugging Face layout, as `stageline import` writes it"
+    )
     tokenizer: str | None = Field(default=None, description="a preset or a folder; None: the language model's own")
     tile_size: int | None = Field(default=None, gt=0, description="pixels per tile side; None: the vision preset's")
     drop_path: float = Field(default=0.0, ge=0, lt=1)

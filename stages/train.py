@@ -25,7 +25,7 @@ from modeling.epochs import StepPlan
 from modeling.errors import CheckpointError, DataError
 from modeling.estimate import measure, peak_flops, step_flops
 from modeling.freeze import freeze_table, set_trainable
-from modeling.internvl import TrainingLoss, build_model, load_model, save_model, take_vision
+from modeling.internvl import TrainingLoss, build_model, load_model, save_model, start_from, take_vision
 from modeling.loading import Rows, warm_up
 from modeling.packing import balance
 from modeling.presets import resolve
@@ -54,7 +54,10 @@ class Trainer:
             self.model = self.model.float()
         else:
             self.tokenizer = resolved.tokenizer()
-            self.model = build_model(resolved, self.tokenizer, params.seed)
+            if resolved.whole:
+                self.model = start_from(resolved.whole, self.tokenizer)
+            else:
+                self.model = build_model(resolved, self.tokenizer, params.seed)
             if params.vision_from:
                 take_vision(self.model, io.inputs[params.vision_from].folder)
         set_trainable(self.model, params.train)

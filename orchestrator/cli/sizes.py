@@ -111,7 +111,8 @@ def show_sizes(console: Console, experiment: Experiment) -> None:
         table.add_column(title, justify="right" if title in (*MODULES, "all") else "left")
     for name, model in models.items():
         known = sizes_of(model)
-        words = [name, model.vision.rsplit("/", 1)[-1], model.language.rsplit("/", 1)[-1]]
+        named = (model.vision or model.folder or "", model.language or model.folder or "")
+        words = [name, *(part.rsplit("/", 1)[-1] for part in named)]
         if known is None:
             table.add_row(*words, *["unknown until its folders are there"])
         else:

@@ -4,6 +4,10 @@ import json
 import subprocess
 import sys
 
+import torch
+from harness import Experiment
+from safetensors.torch import load_file
+
 # a stranger's program: transformers for the model, our tiles and template for the prompt, no other code of ours
 STRANGER = """
 import json, sys
@@ -61,3 +65,32 @@ def test_the_export_is_the_trained_model_with_what_a_stranger_needs(undisturbed)
     names = {path.name for path in folder.iterdir()}
     assert names >= {"config.json", "tokenizer.json", "chat_template.jinja", "preprocessor_config.json", "README.md"}
     assert not [path for path in undisturbed.storage.rglob("*") if path.suffix in (".pt", ".pth", ".bin", ".pkl")]
+
+
+TRAINED_ON = """
+name: cluster
+storage: storage
+seed: 0
+model: {{folder: WHOLE}}
+data:
+  mix: {{meta: {data}/mix.json, system: ""}}
+defaults:
+  global_batch: 4
+  packing: {{max_tokens: 256, max_tiles: 48}}
+  precision: fp32
+  resources: {{workers: 1, cpus: 1}}
+stages:
+  mix_data: {{kind: prepare, data: mix}}
+  full_finetune: {{needs: [mix_data], steps: 3, lr: 1e-9, drop_path: 0}}
+"""
+
+
+def test_another_experiment_trains_on_the_exported_folder(undisturbed, data, tmp_path):
+    """Its first losses are those of a trained model, and with next to no learning rate it stays that model."""
+    whole = undisturbed.result("export")
+    experiment = Experiment(tmp_path / "on", data, TRAINED_ON.replace("WHOLE", str(whole)))
+    experiment.run()
+    before, after = (load_file(folder / "model.safetensors") for folder in (whole, experiment.result("full_finetune")))
+    assert before.keys() == after.keys()
+    assert all(torch.allclose(before[key], after[key], atol=1e-6) for key in before)
+    assert experiment.losses().mean() < 0.8 * undisturbed.losses()[:3].mean()
