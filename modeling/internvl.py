@@ -118,7 +118,7 @@ def start_from(folder: Path, tokenizer) -> InternVLForConditionalGeneration:
     and where the two do not agree on the image token."""
     model = load_model(folder)[0].float()
     ours, its = tokenizer.convert_tokens_to_ids(IMG_CONTEXT), model.config.image_token_id
-    if ours != its or len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
+    if ours != its or len(tokenizer) > model.lm_head.weight.shape[0]:
         raise CheckpointError(
             f"its image token is {its}, {IMG_CONTEXT} of its tokenizer {ours} of {len(tokenizer)}", where=str(folder),
             remedy="import the model again with its own tokenizer: stageline import SRC --output DIR",
