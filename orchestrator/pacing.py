@@ -17,7 +17,7 @@ from typing import Literal
 from stages.io import Signal
 
 FIRST_SAVE_S = 5.0  # assumed cost of a save until one was measured
-BESIDE = 0.1  # of the seconds of a save, by which the steps beside it are taken to be slower
+BESIDE = 0.02  # of the seconds of a save, by which the steps beside it are slower: not seen in 153 s (RESULTS.md)
 SHORTEST_S, LONGEST_S = 10.0, 1800.0  # of the interval that `auto` chooses
 MARGIN_S = 1.0  # between the end of the last save and the deadline, besides what was seen at worst
 MTBF_S = 4 * 3600.0  # time between failures, until the ledger tells of some
