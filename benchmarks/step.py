@@ -231,6 +231,8 @@ def padded(data, train, size: int, grouped: bool, folder: Path) -> tuple[float, 
     class Counting(Trainer):
         def compute_loss(self, model, inputs, *args, **kwargs):
             value = super().compute_loss(model, inputs, *args, **kwargs)
+            if not isinstance(value, tuple) and not value.requires_grad:  # only text, and only the projector trains
+                value = value + 0.0 * next(p for p in model.parameters() if p.requires_grad).sum()
             count = int((inputs["labels"][:, 1:] != -100).sum())
             seen.append((float((value[0] if isinstance(value, tuple) else value).detach()), count))
             return value
