@@ -96,7 +96,8 @@ def _varlen_kernel() -> Kernel:
     return flash
 
 
-KERNEL = _varlen_kernel() if torch.cuda.is_available() else None
+# Chosen at import, for torch.compile sees no cache; whether or not a GPU is seen, for a process may be forked before.
+KERNEL = _varlen_kernel()
 
 
 def segment_attention(
@@ -111,7 +112,7 @@ def segment_attention(
         raise ValueError(f"attention '{NAME}' takes one packed row with segments= and no attention mask")
     repeat = query.shape[1] // key.shape[1]
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # [L, heads, d]
-    if KERNEL is not None and q.is_cuda and q.dtype in (torch.bfloat16, torch.float16):
+    if q.is_cuda and q.dtype in (torch.bfloat16, torch.float16):
         assert not dropout, "the recipe has no attention dropout"
         return KERNEL(q, k, v, segments, scaling).unsqueeze(0), None
     outputs = []

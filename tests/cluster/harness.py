@@ -76,6 +76,18 @@ stages:
 """
 
 
+# defaults of an experiment whose stages are a few steps of one worker
+SMALL = """
+data:
+  mix: {{meta: {data}/mix.json, system: ""}}
+defaults:
+  global_batch: 4
+  packing: {{max_tokens: 256, max_tiles: 48}}
+  precision: fp32
+  resources: {{workers: 1, cpus: 1}}
+"""
+
+
 def make_data(folder: Path) -> Path:
     """Handwritten digits in all shapes (one tile, many tiles, two pictures, text), with fractional repeat factors."""
     script = [sys.executable, str(ROOT / "experiments" / "digits.py"), "--output", str(folder), "--share", "0.02"]

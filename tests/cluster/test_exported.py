@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import torch
-from harness import Experiment
+from harness import SMALL, Experiment
 from safetensors.torch import load_file
 
 # a stranger's program: transformers for the model, our tiles and template for the prompt, no other code of ours
@@ -67,22 +67,18 @@ def test_the_export_is_the_trained_model_with_what_a_stranger_needs(undisturbed)
     assert not [path for path in undisturbed.storage.rglob("*") if path.suffix in (".pt", ".pth", ".bin", ".pkl")]
 
 
-TRAINED_ON = """
+TRAINED_ON = (
+    SMALL
+    + """
 name: cluster
 storage: storage
 seed: 0
 model: {{folder: WHOLE}}
-data:
-  mix: {{meta: {data}/mix.json, system: ""}}
-defaults:
-  global_batch: 4
-  packing: {{max_tokens: 256, max_tiles: 48}}
-  precision: fp32
-  resources: {{workers: 1, cpus: 1}}
 stages:
   mix_data: {{kind: prepare, data: mix}}
   full_finetune: {{needs: [mix_data], steps: 3, lr: 1e-9, drop_path: 0}}
 """
+)
 
 
 def test_another_experiment_trains_on_the_exported_folder(undisturbed, data, tmp_path):

@@ -2,28 +2,24 @@
 
 import pytest
 import torch
-from harness import Experiment
+from harness import SMALL, Experiment
 from safetensors.torch import load_file
 
-FAMILY = """
+FAMILY = (
+    SMALL
+    + """
 name: cluster
 storage: storage
 seed: 0
 models:
   large: {{vision: micro-vit, language: micro-qwen2}}
   small: {{vision: micro-vit, language: tiny-qwen2}}
-data:
-  mix: {{meta: {data}/mix.json, system: ""}}
-defaults:
-  global_batch: 4
-  packing: {{max_tokens: 256, max_tiles: 48}}
-  precision: fp32
-  resources: {{workers: 1, cpus: 1}}
 stages:
   mix_data: {{kind: prepare, model: large, data: mix}}
   vit_large: {{kind: vit_incremental, model: large, needs: [mix_data], steps: 3, lr: 1e-3}}
   warmup_small: {{kind: mlp_warmup, model: small, vision_from: vit_large, needs: [mix_data], steps: 3, lr: 1e-3}}
 """
+)
 
 
 @pytest.fixture(scope="module")
