@@ -41,6 +41,21 @@ Reason = Literal[
     "too_long",
     "too_many_tiles",
     "no_supervised_token",
+    # curation (stages/curation.py): what a step found in a sample that is whole
+    "abnormal_length",
+    "repetition",  # n-grams that come again and again
+    "zero_run",  # a long run of zeros, or of another character
+    "duplicate_lines",
+    "odd_characters",
+    "control_tokens",  # text that breaks the chat template
+    "odd_shape",  # a picture too small or too long to show anything
+    "duplicate",
+    "near_duplicate",
+    "contaminated",  # in an evaluation set
+    "low_quality",  # by a language model
+    "repetitive",  # by a language model
+    "not_scored",  # the scorer gave no answer that can be read
+    "review",  # by a person
 ]
 
 KEYS = ("root", "annotation", "data_augment", "max_dynamic_patch", "repeat_time", "length")

@@ -6,29 +6,15 @@ Defaults are the paper's (arXiv 2412.05271, Table 3) and the official scripts' (
 """
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 
 from modeling.zero import zero_stage
+from stages.base import Params, Run
+from stages.curation import Curation
 
-Run = Field(json_schema_extra={"identity": False})
 Module = Literal["vit", "mlp", "language"]
-
-
-class Params(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    def identity(self) -> dict[str, Any]:
-        """What the stage IS: all fields but those marked Run, nested models included."""
-        out = {}
-        for name, info in type(self).model_fields.items():
-            extra = info.json_schema_extra
-            if isinstance(extra, dict) and extra.get("identity") is False:
-                continue
-            value = getattr(self, name)
-            out[name] = value.identity() if isinstance(value, Params) else self.model_dump(mode="json")[name]
-        return out
 
 
 class ModelParams(Params):
@@ -127,6 +113,7 @@ class PrepareParams(StageParams):
     repeat: Literal["sampled", "official_prefix"] = "sampled"
     tile_tie: Literal["strict", "inclusive"] = "strict"
     shard_megabytes: float = Field(default=64, gt=0)
+    curate: Curation = Curation()
 
 
 class TrainParams(StageParams):
