@@ -145,9 +145,10 @@ def write_index(folder: Path, samples: int, seed: int) -> None:
                 "tokens": mixture.tokens[start : rows.stop], "tiles": tiles, "augment": np.ones(n, bool),
                 "max_tiles": np.full(n, 12), "repeat": np.ones(n), "line": np.arange(n), "json_crc32": np.arange(n),
                 "answers": rng.integers(2, 400, turns.sum()), "tiles_per_image": tiles[tiles > 0],
+                "frames": np.zeros(n), "min_frames": np.zeros(n), "frame_tokens": few[:0],
             }  # fmt: skip
             arrays = [
-                lists(turns if name == "answers" else pictures, columns.get(name, few), kind)
+                lists(turns if name == "answers" else pictures * (name != "frame_tokens"), columns.get(name, few), kind)
                 if pa.types.is_list(kind := SCHEMA.field(name).type)
                 else pa.array(columns.get(name, np.full(n, 1000)), kind)
                 for name in SCHEMA.names

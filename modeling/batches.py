@@ -2,8 +2,9 @@
 
 Invariant: a pack's tensors are a pure function of (shards, plan, seed, step, pack), whatever the rank, the process or
 the attempt: a Request names all that goes into a row, and a Builder, which knows neither index nor plan, makes it.
-JPEG augmentation (quality uniform over 75..100 for every tile, official `simulate_jpeg_degradation`) and drop path draw
-from the occurrence's own generator. A sample that cannot be decoded keeps its tokens and its place in the denominator,
+JPEG augmentation (quality uniform over 75..100 for every tile, official `simulate_jpeg_degradation`), the frames of a
+video (one of each of as many intervals as the plan says; never augmented) and drop path draw from the occurrence's own
+generator. A sample that cannot be decoded keeps its tokens and its place in the denominator,
 gets weight zero, and is counted (design.md, "Data").
 """
 
@@ -21,10 +22,11 @@ from torch import Tensor
 from modeling.attention import Segments
 from modeling.epochs import StepPlan
 from modeling.errors import DataError
+from modeling.frames import FrameChoices
 from modeling.loss import Reduction, Unit, token_weights
 from modeling.shards import Row, SampleReader, ShardReader
 from modeling.template import IGNORE, encode_conversation
-from modeling.tiles import Tie, count_tiles, fill_tiles, normalised, split_image, tiles_per_image_limit
+from modeling.tiles import Tie, count_tiles, fill_tiles, frame_indices, normalised, split_image, tiles_per_image_limit
 
 COLUMNS = (  # of the index, that a row needs
     "id", "dataset", "tokens", "tiles", "tiles_per_image", "max_tiles", "augment", "widths", "heights", "shard",
@@ -99,7 +101,10 @@ def empty_batch(token: int, depth: int) -> Batch:
 
 @dataclass(frozen=True)
 class Request:
-    """All that one row is made of: its step, and occurrence number and index row of each sample."""
+    """All that one row is made of: its step, and occurrence number and index row of each sample.
+
+    The row of a video (`frames`: those that it has) is the occurrence's: tokens and tiles are of the frames it shows.
+    """
 
     step: int
     samples: tuple[tuple[int, Row], ...]
@@ -134,19 +139,27 @@ class Builder:
         counts, names, offset, tile = Counts(), [], 0, 0
         for occurrence, row in request.samples:
             rng = np.random.default_rng((self.seed, step, occurrence))
-            per_image, last = row["tiles_per_image"], tile + row["tiles"]
+            per_image, last, frames = row["tiles_per_image"], tile + row["tiles"], row.get("frames", 0)
+            chosen = frame_indices(row["tiles"], frames, rng) if frames else []
             try:
-                conversation, images = self.samples.sample(row)
+                if frames:
+                    conversation, images = self.samples.video(row, chosen, side)
+                else:
+                    conversation, images = self.samples.sample(row)
                 lost = False
             except DataError:
                 conversation, images, lost = self.samples.conversation(row), [], True
             if lost and pixels is not None:
                 pixels[tile:last] = 0
+            elif frames and pixels is not None:
+                for image, space in zip(images, pixels[tile:last], strict=True):
+                    space[:] = np.asarray(image)
             elif pixels is not None:
                 self._fill(images, row, rng, pixels[tile:last])
             encoded = encode_conversation(
-                conversation, self.tokenizer, per_image, self.tokens_per_tile, system=self.system
-            )
+                conversation, self.tokenizer, per_image, self.tokens_per_tile, system=self.system,
+                video=True if frames else None,
+            )  # fmt: skip
             length = len(encoded.input_ids)
             if length != row["tokens"]:
                 raise _other(f"{length} tokens, planned were {row['tokens']}", row)
@@ -211,13 +224,24 @@ class Batcher:
         system: str | None, reduction: Reduction, unit: Unit, seed: int, depth: int = 0, tile_tie: Tie = "strict",
     ):  # fmt: skip
         self.reader, self.plan = reader, plan
+        self.choices = None if plan.frames is None else FrameChoices.of(reader.index)
         self.builder = Builder(
             reader.samples, tokenizer, tile_size, tokens_per_tile, system, reduction, unit, seed, depth, tile_tie
         )
 
     def request(self, step: int, pack: Sequence[int]) -> Request:
         """`pack` holds occurrence numbers of the plan."""
-        return Request(step, tuple((int(o), self.reader.row(int(self.plan.sample[o]), COLUMNS)) for o in pack))
+        return Request(step, tuple((int(o), self._row(int(o))) for o in pack))
+
+    def _row(self, occurrence: int) -> Row:
+        sample = int(self.plan.sample[occurrence])
+        frames = 0 if self.plan.frames is None else int(self.plan.frames[occurrence])
+        if not frames:
+            return self.reader.row(sample, COLUMNS)
+        assert self.choices is not None, "a plan of videos over an index without any"
+        length = int(self.choices.lengths(sample, frames))
+        row = self.reader.row(sample, (*COLUMNS, "frames"))
+        return row | {"tokens": length, "tiles": frames, "tiles_per_image": [1] * frames}
 
     def batch(self, step: int, pack: Sequence[int]) -> Batch:
         """The row of one pack."""

@@ -1,4 +1,4 @@
-"""The plan of steps: which packs of which samples every step of a stage trains.
+"""The plan of steps: which packs of which samples every step of a stage trains, and how many frames of each video.
 
 Invariant: a pure function of the index (lengths, repeats), the seed, the budgets and the global batch G; it knows
 nothing of ranks. Step s trains packs [s * G, (s + 1) * G), so the data cursor IS the step: a resume at any world size
@@ -12,7 +12,7 @@ those steps, so that cost follows no order. Everything is flat: 16.3 million sam
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -20,6 +20,7 @@ from typing import Literal, get_args
 import numpy as np
 
 from modeling.errors import CheckpointError
+from modeling.frames import FrameChoices, occurrence_lengths
 from modeling.packing import Policy, plan_packs
 from modeling.ragged import Ragged
 
@@ -32,7 +33,7 @@ LOOK_AHEAD = 32
 _CHUNK = 1 << 20  # values hashed at a time
 
 # The streams of random numbers of one (seed, epoch).
-_REPEAT, _PACK, _GROUP = range(3)
+_REPEAT, _PACK, _GROUP, _FRAMES = range(4)
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class StepPlan:
 
     Occurrences of the last epoch may be in no pack where the stage stops within it. All arrays are flat and int32 as
     far as that reaches: 16 bytes an occurrence and 8 a pack.
+    frames: int16, that an occurrence of a video shows, 0 for others; None where the mixture has no video.
     """
 
     packs: Ragged
@@ -49,12 +51,17 @@ class StepPlan:
     copy: np.ndarray
     global_batch: int
     steps: int
+    frames: np.ndarray | None = None
 
     def step(self, step: int) -> list[np.ndarray]:
         """The packs of one step (from 0): global_batch of them, fewer only in the last. IndexError beyond the plan."""
         if not 0 <= step < self.steps:
             raise IndexError(f"step {step} of a plan of {self.steps} steps")
         return list(self.packs[step * self.global_batch : (step + 1) * self.global_batch])
+
+    def frames_of(self, occurrences: np.ndarray) -> np.ndarray | None:
+        """The frames of these occurrences; None where the mixture has no video."""
+        return None if self.frames is None else self.frames[occurrences]
 
     def digest(self) -> str:
         """sha256 of the whole plan, the same on every machine."""
@@ -80,7 +87,8 @@ class StepPlan:
             expected = stored.pop("digest").tobytes().decode()
             packs = Ragged(stored["rows"], np.concatenate([[0], stored["ends"]]))
             global_batch, steps = stored["shape"].tolist()
-            plan = cls(packs, stored["sample"], stored["epoch"], stored["copy"], global_batch, steps)
+            sample, epoch, copy = (stored[name] for name in ("sample", "epoch", "copy"))
+            plan = cls(packs, sample, epoch, copy, global_batch, steps, stored.get("frames"))
             whole = plan.digest() == expected
         except FileNotFoundError:
             raise
@@ -98,7 +106,7 @@ class StepPlan:
             "epoch": self.epoch,
             "copy": self.copy,
             "shape": np.array([self.global_batch, self.steps]),
-        }
+        } | ({} if self.frames is None else {"frames": self.frames})
 
 
 def plan_steps(
@@ -114,25 +122,32 @@ def plan_steps(
     repeat: Repeat = "sampled",
     steps: int | None = None,
     epochs: float | None = None,
-    costs: Sequence[float] | np.ndarray | None = None,
+    costs: Sequence[float] | np.ndarray | Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None,
     groups: Sequence[int] | np.ndarray | None = None,
+    choices: FrameChoices | None = None,
 ) -> StepPlan:
     """Plan a stage of exactly `steps` full steps, or of `epochs` passes (of which the last step may be short).
 
     tokens, tiles, repeats: one entry per sample; repeats as in the meta JSON, 1.5 is once and a half.
     repeat: who gets the copy beyond the whole ones: a share drawn anew each epoch, or the first ones of the dataset.
-    costs: compute per sample in any unit; default: its shares of the tile budget and, squared, of the token budget.
+    costs: compute per sample in any unit, or a function that gives it from arrays of tokens and tiles; default: the
+    shares of the tile budget and, squared, of the token budget.
     groups: the dataset of each sample, of which a fraction is taken; default: samples of one factor are one.
+    choices: the lengths of videos, of which each occurrence draws one; costs must then be a function.
     Raises ValueError as `plan_packs` does, for negative or only zero repeats, and unless one of steps and epochs is
     given.
     """
     token_column, tile_column = np.asarray(tokens, np.int64), np.asarray(tiles, np.int64)
     factors = np.asarray(repeats, np.float64)
     group_column = np.zeros(len(factors), np.int64) if groups is None else np.asarray(groups, np.int64)
-    cost_column = None if costs is None else np.asarray(costs, np.float64)
-    columns = (token_column, tile_column, factors, group_column, cost_column)
+    cost_column = None if costs is None or callable(costs) else np.asarray(costs, np.float64)
+    if choices is not None and not len(choices.tokens.values):
+        choices = None
+    columns = (token_column, tile_column, factors, group_column, cost_column, choices and choices.tokens)
     if len({len(column) for column in columns if column is not None}) > 1:
-        raise ValueError("tokens, tiles, repeats, costs and groups must have one entry per sample")
+        raise ValueError("tokens, tiles, repeats, costs, groups and choices must have one entry per sample")
+    if choices is not None and cost_column is not None:
+        raise ValueError("where the lengths of videos are drawn, costs must be a function of them")
     if not np.isfinite(factors).all() or (factors < 0).any():
         raise ValueError("a repeat factor must be a number, 0 or more")
     if (steps is None) == (epochs is None):
@@ -142,20 +157,20 @@ def plan_steps(
         raise ValueError(f"steps or epochs and global_batch must be positive, found {length} and {global_batch}")
     if repeat not in get_args(Repeat):
         raise ValueError(f"repeat must be one of {', '.join(get_args(Repeat))}, found {repeat!r}")
-    if cost_column is None:
-        cost_column = tile_column / max(max_tiles, 1) + (token_column / max_tokens) ** 2
+    cost_of = costs if callable(costs) else lambda n, tiles: tiles / max(max_tiles, 1) + (n / max_tokens) ** 2
     datasets = _datasets(group_column, factors)
     parts: list[Ragged] = []
-    samples, epoch_of, copies = [], [], []
+    samples, epoch_of, copies, frames = [], [], [], []
     packs = occurrences = epoch = 0
     while (packs < steps * global_batch) if steps is not None else (epoch < math.ceil(length)):
         sample, copy = _occurrences(factors, datasets, repeat, (seed, epoch, _REPEAT))
         if not len(sample):  # how many there are is the same in every epoch
             raise ValueError("no sample is repeated at all: every repeat factor is 0 or too small to give one copy")
-        rows = plan_packs(
-            token_column[sample], tile_column[sample], max_tokens, max_tiles, (seed, epoch, _PACK), policy
-        )
-        pack_costs = rows.sums(cost_column[sample[rows.values]])
+        shown = choices and choices.draw(sample, copy, (seed, epoch, _FRAMES))
+        lengths, counts = occurrence_lengths(token_column, tile_column, choices, sample, shown)
+        rows = plan_packs(lengths, counts, max_tokens, max_tiles, (seed, epoch, _PACK), policy)
+        cost = cost_of(lengths, counts) if cost_column is None else cost_column[sample]
+        pack_costs = rows.sums(cost[rows.values])
         order = _group(pack_costs, global_batch, packs, (seed, epoch, _GROUP))
         if epochs is not None and epochs - epoch < 1:  # a last part of an epoch
             order = order[: math.ceil((epochs - epoch) * len(order))]
@@ -165,6 +180,7 @@ def plan_steps(
         parts.append(Ragged(_narrow(rows.values + occurrences), rows.offsets))
         samples.append(_narrow(sample))
         copies.append(_narrow(copy))
+        frames.append(shown)
         epoch_of.append(np.full(len(sample), epoch, np.int32))
         packs += len(rows)
         occurrences += len(sample)
@@ -178,6 +194,7 @@ def plan_steps(
         copy=np.concatenate(copies),
         global_batch=global_batch,
         steps=-(-packs // global_batch),
+        frames=np.concatenate(frames) if choices else None,
     )
 
 

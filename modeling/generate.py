@@ -16,12 +16,16 @@ from modeling.tiles import Tie, split_image, tiles_per_image_limit, to_pixels
 
 @dataclass(frozen=True)
 class Question:
-    """conversation: {from, value} turns ending with a human one; images: RGB, in the order of the placeholders."""
+    """conversation: {from, value} turns ending with a human one; images: RGB, in the order of the placeholders.
+
+    video: the images are the frames of one.
+    """
 
     conversation: Sequence[dict[str, str]]
     images: Sequence[Image.Image]
     max_tiles: int = 12
     tile_tie: Tie = "strict"
+    video: bool = False
 
 
 def device() -> torch.device:
@@ -32,13 +36,14 @@ def device() -> torch.device:
 def encode_question(question: Question, tokenizer, config, system: str | None) -> tuple[list[int], torch.Tensor | None]:
     """(input ids, pixels [tiles, 3, S, S] or None). config: the model's InternVLConfig."""
     size = config.vision_config.image_size[0]
-    limit = tiles_per_image_limit(question.max_tiles, max(1, len(question.images)))
+    limit = 1 if question.video else tiles_per_image_limit(question.max_tiles, max(1, len(question.images)))
     split = [
         split_image(image.convert("RGB"), limit, tile_size=size, tie=question.tile_tie) for image in question.images
     ]
     ids = encode_prompt(
-        question.conversation, tokenizer, [len(tiles) for tiles in split], config.image_seq_length, system=system
-    )
+        question.conversation, tokenizer, [len(tiles) for tiles in split], config.image_seq_length, system=system,
+        video=question.video or None,
+    )  # fmt: skip
     return ids, to_pixels([tile for tiles in split for tile in tiles]) if split else None
 
 

@@ -1,7 +1,7 @@
 """The Parquet index of prepared data: one row per sample, read one column at a time.
 
 Invariant: a column is read when it is first asked for, and held flat (numpy or Arrow, no Python object per sample):
-a plan needs 4 of the 22 columns, 18 bytes a sample, a training rank 15, 180. Damage is a DataError that names the
+a plan needs 5 of the 25 columns, 20 bytes a sample, a training rank 16, 180. Damage is a DataError that names the
 file, when it is read.
 """
 
@@ -32,12 +32,15 @@ SCHEMA = pa.schema(
         ("image_sizes", pa.list_(pa.int64())),
         ("json_crc32", pa.uint32()),
         ("image_crc32s", pa.list_(pa.uint32())),
-        ("tokens", pa.int32()),  # length of input_ids, image tokens included
+        ("tokens", pa.int32()),  # length of input_ids, image tokens included; of a video with as many frames as may be
         ("answers", pa.list_(pa.int32())),  # supervised tokens of each response
-        ("tiles", pa.int16()),  # of the whole sample, thumbnails included; 0 for text
+        ("tiles", pa.int16()),  # of the whole sample, thumbnails included; 0 for text; of a video one a frame
         ("tiles_per_image", pa.list_(pa.int16())),
         ("widths", pa.list_(pa.int32())),  # pixels of each image
         ("heights", pa.list_(pa.int32())),
+        ("frames", pa.int32()),  # that a video has to show, within its clip; 0: no video
+        ("min_frames", pa.int16()),  # the fewest that are shown; 0: no video
+        ("frame_tokens", pa.list_(pa.int32())),  # `tokens` with min_frames, min_frames + 1, ... of them; [] : no video
         ("max_tiles", pa.int16()),  # the dataset's limit; for each of n images it is max(1, max_tiles // n)
         ("augment", pa.bool_()),
         ("repeat", pa.float64()),

@@ -40,7 +40,7 @@ from modeling.errors import UserError
 AHEAD = 2  # rows for each worker: one that it makes, one that waits
 KEPT = 31 << 20  # bytes; glibc takes no more than 32 MB
 # What takes long to import, once for all workers of a rank; the project's own modules each worker finds by its own path
-PRELOADED = ["torch", "transformers.modeling_utils", "pyarrow.parquet", "PIL.Image"]
+PRELOADED = ["torch", "transformers.modeling_utils", "pyarrow.parquet", "PIL.Image", "av"]
 
 
 class Rows:

@@ -1,8 +1,8 @@
 """Prepared data on disk: WebDataset tars plus one Parquet index, and the reader that decodes late.
 
 Invariants: a sample's members (`<key>.json`, `<key>.0.jpg`, …) lie together in one shard, so one ranged read
-gets it; image bytes are the source's own, never re-encoded; the same samples give the same bytes (times, owners
-and order are fixed). Planning needs the index alone. Read damage is a DataError that names shard and id: every
+gets it; image and video bytes are the source's own, never re-encoded; the same samples give the same bytes (times,
+owners and order are fixed). Planning needs the index alone. Read damage is a DataError that names shard and id: every
 member has its CRC-32 in the index. Nothing here unpickles. Layout: design.md "Data: plan on lengths, decode late".
 """
 
@@ -21,10 +21,14 @@ from PIL import Image
 from modeling.errors import DataError
 from modeling.images import ImageError, decode_rgb
 from modeling.index import INDEX, SCHEMA, Index
+from modeling.tiles import frame_indices, split_image
+from modeling.video import VideoError, read_frames
 
 SHARDS = "shards"
 ROW_GROUP = 16384
 END_OF_TAR = bytes(2 * tarfile.BLOCKSIZE)
+
+NO_VIDEO = {"frames": 0, "min_frames": 0, "frame_tokens": []}
 
 Row = dict[str, Any]  # one row of the index, as Python values
 
@@ -32,7 +36,8 @@ Row = dict[str, Any]  # one row of the index, as Python values
 def pack_sample(key: str, record: dict[str, Any], images: Sequence[tuple[str, bytes]]) -> tuple[bytes, dict[str, Any]]:
     """Tar members of one sample as bytes, and the offsets of their contents relative to the first byte.
 
-    record: what the json member holds. images: (extension, bytes) of each.
+    record: what the json member holds. images: (extension, bytes) of each; of a video its file, or its frames where
+    it is a folder of them. record["video"]: {"kind": "file", "first": frames before the clip}, or {"kind": "frames"}.
     Returns (blob, {json_offset, json_size, json_crc32, image_offsets, image_sizes, image_crc32s}).
     """
     text = json.dumps(record, ensure_ascii=False, sort_keys=True, allow_nan=False).encode()
@@ -76,7 +81,7 @@ class ShardWriter:
         self._index = pq.ParquetWriter(folder / INDEX, SCHEMA, compression="zstd")
 
     def add(self, blob: bytes, row: dict[str, Any]) -> None:
-        """blob and its relative offsets as made by pack_sample; row: the other columns too."""
+        """blob and its relative offsets as made by pack_sample; row: the other columns (NO_VIDEO's if need be)."""
         if self._tar is None or self._size + len(blob) > self.shard_bytes:
             self._close_tar()
             self._tar = open(self.folder / SHARDS / self._name(self.shards), "xb")  # noqa: SIM115
@@ -86,7 +91,8 @@ class ShardWriter:
         self._tar.write(blob)
         self._size += len(blob)
         self._pending.append(
-            row
+            NO_VIDEO
+            | row
             | {
                 "shard": self._name(self.shards - 1),
                 "json_offset": start + row["json_offset"],
@@ -132,23 +138,51 @@ class SampleReader:
         self.folder = Path(folder)
 
     def sample(self, row: Row) -> tuple[list[dict[str, str]], list[Image.Image]]:
-        """The conversation ([{from, value}]) and the RGB images. DataError where the shard is damaged."""
+        """The conversation ([{from, value}]) and the RGB images. DataError where the shard is damaged.
+
+        Of a video the middle frames of equal intervals, as many as it may at most be trained with.
+        """
+        if row.get("frames"):
+            return self.video(row, frame_indices(row["tiles"], row["frames"]))
         record, pictures = self.read(row)
         try:
             return record["conversations"], [decode_rgb(data) for data in pictures]
         except ImageError as error:
             raise self._damaged(row, f"an image does not decode: {error}") from error
 
+    def video(
+        self, row: Row, indices: Sequence[int], size: int | None = None
+    ) -> tuple[list[dict[str, str]], list[Image.Image]]:
+        """The conversation and these of the row's `frames` frames, in RGB. DataError where the shard is damaged.
+
+        size: the frames as tiles of so many pixels a side.
+        """
+        record = self._record(row)
+        members = _media_members(row)
+        try:
+            if record["video"]["kind"] == "file":
+                (data,) = self._members(row, members)
+                return record["conversations"], read_frames(data, [record["video"]["first"] + i for i in indices], size)
+            frames = {}
+            for i in set(indices):
+                image = decode_rgb(self._members(row, [members[i]])[0])
+                frames[i] = image if size is None else split_image(image, 1, size)[0]
+            return record["conversations"], [frames[i] for i in indices]
+        except (ImageError, VideoError) as error:
+            raise self._damaged(row, f"the video does not decode: {error}") from error
+
     def conversation(self, row: Row) -> list[dict[str, str]]:
         """The conversation alone; readable where an image beside it is damaged."""
-        (text,) = self._members(row, [_json_member(row)])
-        return json.loads(text)["conversations"]
+        return self._record(row)["conversations"]
 
     def read(self, row: Row) -> tuple[dict[str, Any], list[bytes]]:
         """The json record and the undecoded image bytes."""
-        pictures = zip(row["image_offsets"], row["image_sizes"], row["image_crc32s"])
-        text, *contents = self._members(row, [_json_member(row), *pictures])
+        text, *contents = self._members(row, [_json_member(row), *_media_members(row)])
         return json.loads(text), contents
+
+    def _record(self, row: Row) -> dict[str, Any]:
+        (text,) = self._members(row, [_json_member(row)])
+        return json.loads(text)
 
     def _members(self, row: Row, members: list[tuple[int, int, int]]) -> list[bytes]:
         """The contents of neighbouring members (offset, size, CRC-32), by one ranged read."""
@@ -181,6 +215,10 @@ class SampleReader:
 
 def _json_member(row: Row) -> tuple[int, int, int]:
     return row["json_offset"], row["json_size"], row["json_crc32"]
+
+
+def _media_members(row: Row) -> list[tuple[int, int, int]]:
+    return list(zip(row["image_offsets"], row["image_sizes"], row["image_crc32s"]))
 
 
 class ShardReader:

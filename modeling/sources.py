@@ -1,25 +1,29 @@
-"""What a mixture is made of: the InternVL meta JSON and its LLaVA annotation lines.
+"""One record of a source: a Sample, or a Rejected with its reason.
 
-Invariant: a meta file is read in full or refused (DataError with file, key and remedy); an annotation line
-becomes exactly one Sample or one Rejected with its reason. Nothing is dropped in silence, where the official
-code loses the rest of a dataset after a few bad samples (OpenGVLab/InternVL `dataset_packed.py`).
-Formats: `internvl_chat/internvl/train/internvl_chat_finetune.py`; `length` is informational, as there.
-Standard library only, so that planning stays fast.
+Invariant: a record becomes exactly one of the two; nothing is dropped in silence, where the official code loses the
+rest of a dataset after a few bad samples (OpenGVLab/InternVL `dataset_packed.py`). What is read: LLaVA and InternVL
+`conversations` (`internvl_chat/internvl/train/internvl_chat_finetune.py`), OpenAI-style `messages`, and `texts`
+pairs (messages.py). The same sample through any of them is the same Sample but for its names.
 """
 
-import difflib
+import base64
+import binascii
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
-from modeling.errors import DataError
+from modeling import files
+from modeling.messages import pairs_of, turns_of
+from modeling.meta import Dataset
 
 Reason = Literal[
     "bad_json",  # not JSON, or nested beyond reading
+    "bad_member",  # an archive's member whose name is no plain one, or that is no file
+    "broken_file",  # an archive or Parquet file that cannot be read beyond this place
+    "bad_record",  # a row or an archive's sample without what makes it one
     "not_a_number",  # NaN or Infinity, which JSON does not have
     "invalid_utf8",  # bytes that are no UTF-8, or a lone surrogate
     "not_an_object",  # JSON, but not an object
@@ -32,10 +36,14 @@ Reason = Literal[
     "no_gpt_turn",
     "bad_image",  # `image` neither text nor a list of text
     "outside_root",  # a path that leaves the dataset's root
-    "unsupported_video",
+    "bad_video",  # `video` or `clip` is not what it should be
+    "unsupported_video",  # several videos, or a video beside pictures
+    "missing_video",
+    "unreadable_video",  # damaged, or of a kind that is not opened
     "missing_image",
     "unreadable_image",  # not an image, truncated, or of a mode without RGB
     "zero_size",  # an empty file or a side of 0 pixels
+    "too_many_bytes",
     "too_many_pixels",  # a decompression bomb
     "placeholder_mismatch",  # <image> placeholders and images differ in number
     "too_long",
@@ -58,8 +66,8 @@ Reason = Literal[
     "review",  # by a person
 ]
 
-KEYS = ("root", "annotation", "data_augment", "max_dynamic_patch", "repeat_time", "length")
 DETAIL_CHARACTERS = 300
+VIDEOS = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".ts", ".flv", ".wmv", ".3gp")
 
 
 class Rejection(Exception):
@@ -72,22 +80,21 @@ class Rejection(Exception):
 
 
 @dataclass(frozen=True)
-class Dataset:
-    """One entry of a meta file. `file` is the annotation as written there, `annotation` and `root` are resolved."""
+class Media:
+    """A picture or a video. name: as its record gives it. It lies at `path` (which may not exist), or is `data`."""
 
     name: str
-    root: str
-    annotation: Path
-    file: str
-    data_augment: bool
-    max_tiles: int | None  # tiles per image before the thumbnail; None: the stage's own
-    repeat: float
-    length: int | None = None
+    path: str = ""
+    data: bytes | None = None
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One annotation line. `line` is 1-based; `images` are absolute paths that may not exist."""
+    """One record. `line` counts from 1: a line, the place in a list, a row, or a sample of an archive.
+
+    video: a file, or a folder of frames where its path ends with '/'; then there are no images. clip: [start, end) in
+    seconds.
+    """
 
     id: str
     task: str
@@ -95,7 +102,15 @@ class Sample:
     file: str
     line: int
     conversation: tuple[dict[str, str], ...]  # {from: human|gpt|system, value}
-    images: tuple[str, ...]
+    images: tuple[Media, ...] = ()
+    video: Media | None = None
+    clip: tuple[float, float] | None = None
+
+    @property
+    def type(self) -> str:
+        if self.video:
+            return "video"
+        return ("text", "image")[len(self.images)] if len(self.images) < 2 else "multi_image"
 
 
 @dataclass(frozen=True)
@@ -115,123 +130,68 @@ class Rejected:
         return cls(source.dataset, source.file, source.line, source.id, rejection.reason, detail)
 
 
-def read_meta(path: Path | str) -> list[Dataset]:
-    """The datasets of a meta file, in its order. Relative paths are taken from the meta file's folder.
-
-    Raises DataError: file absent or not JSON, unknown or ill-typed key, annotation absent or not .jsonl.
-    """
-    path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
-        raise DataError("meta file not found", where=str(path), remedy="check `meta:` under `data:`") from None
-    except (UnicodeDecodeError, PermissionError) as error:
-        raise DataError(f"cannot read the meta file: {error}", where=str(path), remedy="give a UTF-8 JSON") from None
-    try:
-        meta = json.loads(text, object_pairs_hook=lambda pairs: _no_duplicates(pairs, path))
-    except json.JSONDecodeError as error:
-        where = f"{path}:{error.lineno}"
-        raise DataError(f"not JSON: {error.msg}", where=where, remedy="correct the JSON at this line") from None
-    if not isinstance(meta, dict) or not meta:
-        found = "an empty object" if meta == {} else f"a {type(meta).__name__}"
-        remedy = 'write {"<dataset name>": {"root": …, "annotation": "….jsonl", …}}'
-        raise DataError(f"a meta file names at least one dataset, found {found}", where=str(path), remedy=remedy)
-    return [_dataset(name, entry, path) for name, entry in meta.items()]
-
-
-def _no_duplicates(pairs: list[tuple[str, Any]], path: Path) -> dict[str, Any]:
-    out = dict(pairs)
-    if len(out) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise DataError(f"the key '{twice}' stands twice", where=str(path), remedy="rename or remove one of them")
-    return out
-
-
-def _dataset(name: str, entry: Any, path: Path) -> Dataset:
-    def fail(key: str, message: str, remedy: str) -> DataError:
-        return DataError(message, where=f"{path}: {name}.{key}" if key else f"{path}: {name}", remedy=remedy)
-
-    if not isinstance(entry, dict):
-        raise fail("", f"a dataset is an object, found {entry!r}", 'write {"root": …, "annotation": "….jsonl"}')
-    for key in entry:
-        if key not in KEYS:
-            near = difflib.get_close_matches(key, KEYS, 1, 0.5)
-            remedy = f"did you mean '{near[0]}'?" if near else f"known keys: {', '.join(KEYS)}"
-            raise fail(key, f"unknown key '{key}'", remedy)
-
-    for key in ("root", "annotation"):
-        if not isinstance(entry.get(key), str):
-            raise fail(key, f"must be a path, found {entry.get(key)!r}", f"give '{key}' as text")
-        if "://" in entry[key]:
-            raise fail(key, f"'{entry[key]}' is a URL", "copy the data to a local folder and name that")
-    folder = path.absolute().parent
-    annotation = folder / entry["annotation"]
-    if annotation.suffix != ".jsonl":
-        raise fail("annotation", f"'{entry['annotation']}' is not a .jsonl file", "write one JSON object per line")
-    if not annotation.is_file():
-        raise fail("annotation", f"{annotation} not found", "check the path; it is relative to the meta file")
-
-    augment = entry.get("data_augment", False)
-    if not isinstance(augment, bool):
-        raise fail("data_augment", f"must be true or false, found {augment!r}", "write true or false")
-    repeat = entry.get("repeat_time", 1)
-    if isinstance(repeat, bool) or not isinstance(repeat, int | float) or not math.isfinite(repeat) or repeat <= 0:
-        remedy = "give how often a sample is used per epoch, such as 1 or 0.5; remove the dataset to leave it out"
-        raise fail("repeat_time", f"must be a number above 0, found {repeat!r}", remedy)
-    counts = {"max_dynamic_patch": entry.get("max_dynamic_patch"), "length": entry.get("length")}
-    for key, value in counts.items():
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
-            raise fail(key, f"must be a whole number, found {value!r}", f"correct or remove '{key}'")
-    if counts["max_dynamic_patch"] == 0:
-        raise fail("max_dynamic_patch", "must be at least 1, found 0", "1 means one tile, without tiling")
-    return Dataset(
-        name=name,
-        root=os.path.normpath(folder / entry["root"]),
-        annotation=annotation,
-        file=entry["annotation"],
-        data_augment=augment,
-        max_tiles=counts["max_dynamic_patch"],
-        repeat=float(repeat),
-        length=counts["length"],
-    )
-
-
 def read_samples(dataset: Dataset) -> Iterator[Sample | Rejected]:
-    """Every non-blank line of a dataset's annotation, in order."""
-    with open(dataset.annotation, "rb") as file:
-        for number, raw in enumerate(file, 1):
-            if raw.strip():
-                yield parse_line(dataset, number, raw)
+    """Every non-blank line of a dataset's .jsonl files, in order."""
+    for path in dataset.annotations:
+        with files.opened(path, dataset.endpoint) as file:
+            for number, raw in enumerate(file, 1):
+                if raw.strip():
+                    yield parse_line(dataset, number, raw, dataset.told(path))
 
 
-def parse_line(dataset: Dataset, line: int, raw: bytes) -> Sample | Rejected:
-    """One annotation line (1-based number, raw bytes) as a Sample, or as a Rejected with the reason."""
-    id = f"{dataset.name}-{line}"
+def parse_line(dataset: Dataset, line: int, raw: bytes, file: str = "") -> Sample | Rejected:
+    """One line of JSON (raw bytes) as a Sample, or as a Rejected with the reason. line: counts from 1."""
+    file = file or dataset.file
     try:
-        data = _object(raw.removeprefix(b"\xef\xbb\xbf") if line == 1 else raw)
+        data = parse_json(raw.removeprefix(b"\xef\xbb\xbf") if line == 1 else raw)
+    except Rejection as rejection:
+        return rejected(dataset, line, f"{dataset.name}-{line}", rejection, file)
+    return parse_record(dataset, line, data, file)
+
+
+def parse_record(
+    dataset: Dataset, line: int, data: dict[str, Any], file: str = "", embedded: Sequence[Media] = ()
+) -> Sample | Rejected:
+    """A record as a Sample, or as a Rejected. embedded: media that came with it (a row's bytes, an archive's members),
+    which stand for those that it names."""
+    id, file = f"{dataset.name}-{line}", file or dataset.file
+    try:
         given = data.get("id")
         if given is not None:
             if isinstance(given, bool) or not isinstance(given, str | int):
                 raise Rejection("bad_id", f"`id` is {given!r}: give text or a whole number")
             id = str(given)
-        conversation = _conversation(data)
-        images = _images(data, dataset.root)
+        turns, named = _turns(data)
+        conversation = _conversation(turns)
+        videos = [one for one in embedded if _is_video(one.name, data)]
+        pictures = tuple(one for one in embedded if one not in videos)
+        images = pictures if embedded else _images(data, named, dataset.root)
+        video, clip = _video(data, named, dataset.root, videos)
+        if video and images:
+            raise Rejection("unsupported_video", "a sample has pictures or a video, not both")
         human = "".join(turn["value"] for turn in conversation if turn["from"] == "human")
         if images and "<video>" in human and "<image>" not in human:
             raise Rejection("unsupported_video", "<video> stands where <image> is expected")
         task = data.get("task")
         task = task if isinstance(task, str) and task else dataset.name
-        for text in (id, task, *images, *(turn["value"] for turn in conversation)):
+        names = [one.name for one in (*images, *([video] if video else []))]
+        for text in (id, task, *names, *(turn["value"] for turn in conversation)):
             _check_text(text)
-        return Sample(id, task, dataset.name, dataset.file, line, conversation, images)
+        return Sample(id, task, dataset.name, file, line, conversation, images, video, clip)
     except Rejection as rejection:
-        id = id.encode("utf-8", "backslashreplace").decode()
-        detail = rejection.detail.encode("utf-8", "backslashreplace").decode()[:DETAIL_CHARACTERS]
-        return Rejected(dataset.name, dataset.file, line, id, rejection.reason, detail)
+        return rejected(dataset, line, id, rejection, file)
 
 
-def _object(raw: bytes) -> dict[str, Any]:
+def rejected(dataset: Dataset, line: int, id: str, rejection: "Rejection", file: str = "") -> "Rejected":
+    """Its texts made safe to write as UTF-8."""
+    id = id.encode("utf-8", "backslashreplace").decode()
+    detail = rejection.detail.encode("utf-8", "backslashreplace").decode()[:DETAIL_CHARACTERS]
+    return Rejected(dataset.name, file or dataset.file, line, id, rejection.reason, detail)
+
+
+def parse_json(raw: bytes) -> dict[str, Any]:
+    """An object of JSON. Raises Rejection."""
+
     def constant(name: str) -> None:
         raise Rejection("not_a_number", f"{name} is not JSON")
 
@@ -252,11 +212,33 @@ def _object(raw: bytes) -> dict[str, Any]:
     return data
 
 
-def _conversation(data: dict[str, Any]) -> tuple[dict[str, str], ...]:
-    turns = data.get("conversations")
+def media_named(data: dict[str, Any]) -> list[str]:
+    """The paths of pictures and videos that a record names, right or wrong."""
+    named = turns_of(data["messages"]) if isinstance(data.get("messages"), list) else ([], [])
+    given: list[Any] = [] if isinstance(named, str) else [one for _, one in named[1]]
+    for key in ("image", "images", "video", "videos"):
+        value = data.get(key)
+        given += value if isinstance(value, list) else [value]
+    given = [one.get("path", one.get("url")) if isinstance(one, dict) else one for one in given]
+    return [one for one in given if isinstance(one, str) and one and not one.startswith(("data:", "http"))]
+
+
+def _turns(data: dict[str, Any]) -> tuple[Any, list[tuple[str, Any]]]:
+    """Turns as {from, value}, and the media that stand inside them: (image | video, what is given)."""
+    if "messages" in data and not isinstance(data.get("conversations"), list):
+        found = turns_of(data["messages"])
+    elif "texts" in data and not isinstance(data.get("conversations"), list):
+        found = pairs_of(data["texts"], data)
+    else:
+        return data.get("conversations"), []
+    if isinstance(found, str):
+        raise Rejection("bad_turn", found)
+    return found
+
+
+def _conversation(turns: Any) -> tuple[dict[str, str], ...]:
     if not isinstance(turns, list):
-        hint = "; OpenAI-style `messages` are not read yet" if "messages" in data else ""
-        raise Rejection("missing_conversations", f"`conversations` must be a list{hint}")
+        raise Rejection("missing_conversations", "`conversations` (or `messages`) must be a list")
     if not turns:
         raise Rejection("empty_conversation", "`conversations` has no turn")
     for number, turn in enumerate(turns, 1):
@@ -273,27 +255,81 @@ def _conversation(data: dict[str, Any]) -> tuple[dict[str, str], ...]:
     return tuple({"from": turn["from"], "value": turn["value"]} for turn in turns)
 
 
-def _images(data: dict[str, Any], root: str) -> tuple[str, ...]:
-    """Official order of tests: a non-empty `image`, then `video`, else text only."""
-    given = data.get("image")
-    if not given and given in (None, "", []):
-        if data.get("video"):
-            raise Rejection("unsupported_video", "videos are not read yet")
-        return ()
-    names = [given] if isinstance(given, str) else given
-    if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
-        raise Rejection("bad_image", f"`image` must be a path or a list of paths, found {given!r}")
-    return tuple(media_path(root, name) for name in names)
+def _images(data: dict[str, Any], named: list[tuple[str, Any]], root: str) -> tuple[Media, ...]:
+    """Official order of tests: a non-empty `image`, then `video`, else text only. `images` is another name of it."""
+    inside = [given for kind, given in named if kind == "image"]
+    key = next((key for key in ("image", "images") if data.get(key) not in (None, "", [])), None)
+    if key and inside:
+        raise Rejection("bad_image", f"pictures stand both in `messages` and in `{key}`: give them once")
+    given = data[key] if key else inside
+    items = given if isinstance(given, list) else [given]
+    return tuple(_media(item, "bad_image", root, f"{key or 'picture'} {i}") for i, item in enumerate(items, 1))
 
 
-def media_path(root: str, name: str) -> str:
+def _video(
+    data: dict[str, Any], named: list[tuple[str, Any]], root: str, embedded: list[Media]
+) -> tuple[Media | None, tuple[float, float] | None]:
+    inside = [given for kind, given in named if kind == "video"]
+    if any(data.get(key) not in (None, "", []) for key in ("image", "images")) and not embedded and not inside:
+        return None, None  # the official order: `video` is not looked at
+    given = data.get("video") or data.get("videos") or []
+    items = [*(given if isinstance(given, list) else [given]), *inside]
+    found = embedded or [_media(item, "bad_video", root, "video") for item in items]
+    if len(found) > 1:
+        raise Rejection("unsupported_video", f"{len(found)} videos in one sample: give one")
+    if not found:
+        return None, None
+    clip = data.get("clip")
+    if clip is not None and found[0].path.endswith("/"):
+        raise Rejection("bad_video", "`clip` is in seconds, of which a folder of frames knows nothing: leave it out")
+    if clip is None:
+        return found[0], None
+    numbers = isinstance(clip, list) and len(clip) == 2 and all(type(one) in (int, float) for one in clip)
+    if not numbers or not 0 <= clip[0] < clip[1]:
+        raise Rejection("bad_video", f"`clip` must be [start, end] in seconds, found {clip!r}")
+    return found[0], (float(clip[0]), float(clip[1]))
+
+
+def _is_video(name: str, data: dict[str, Any]) -> bool:
+    """A member of an archive; a GIF is a picture unless its record calls it a video."""
+    suffix = os.path.splitext(name)[1].lower() or f".{name.lower()}"
+    return suffix in VIDEOS or (suffix == ".gif" and bool(data.get("video")))
+
+
+def _media(given: Any, reason: Reason, root: str, name: str) -> Media:
+    """A path, a data: URL, {path}, {bytes, path} (Hugging Face), {url} (OpenAI)."""
+    if isinstance(given, dict):
+        if isinstance(given.get("bytes"), bytes):
+            path = given.get("path")
+            return Media(path if isinstance(path, str) and path else name, data=given["bytes"])
+        if "bytes" in given:
+            raise Rejection(reason, f"{name} has no bytes (path {given.get('path')!r}): embed them in the file")
+        given = given.get("path", given.get("url"))
+    if isinstance(given, bytes):
+        return Media(name, data=given)
+    if not isinstance(given, str) or not given:
+        raise Rejection(reason, f"{name} must be a path, found {str(given)[:80]!r}")
+    if given.startswith("data:"):
+        head, _, body = given.partition(",")
+        try:
+            if not head.endswith(";base64"):
+                raise ValueError("not base64")
+            return Media(name, data=base64.b64decode(body, validate=True))
+        except (ValueError, binascii.Error) as error:
+            raise Rejection(reason, f"{name} is no data: URL that can be read: {error}") from None
+    if given.startswith(("http://", "https://")):
+        raise Rejection(reason, f"{given} is on the web: download it and give its path")
+    return Media(given, path=media_path(root, given, reason))
+
+
+def media_path(root: str, name: str, reason: Reason = "bad_image") -> str:
     """`name` below `root`, as an absolute path; Rejection where it is no path inside `root`."""
     if "\0" in name:
-        raise Rejection("bad_image", f"{name!r} is not a path")
-    path = os.path.normpath(os.path.join(root, name))
-    if not path.startswith(root.rstrip(os.sep) + os.sep):
+        raise Rejection(reason, f"{name!r} is not a path")
+    path = files.join(root, name)
+    if not path.startswith(root.rstrip("/") + "/"):
         raise Rejection("outside_root", f"{name!r} is outside the dataset's root: widen `root` in the meta file")
-    return path
+    return path + "/" if name.endswith("/") else path
 
 
 def _check_text(text: str) -> None:

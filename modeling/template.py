@@ -99,6 +99,23 @@ def encode_conversation(
     return Encoded(ids, labels, spans)
 
 
+def frame_token_counts(
+    conversation: Conversation, tokenizer: Any, tokens_per_tile: int, counts: Sequence[int], system: str | None = None
+) -> list[int]:
+    """The length of a video's sample with each of these numbers of frames, in tokens, from one tokenisation.
+
+    Each frame ends with a control token, so that its `Frame-7: ` is tokenised alike whatever follows.
+    Raises ValueError as `encode_conversation` does.
+    """
+    most = max(counts)
+    ids = encode_conversation(
+        conversation, tokenizer, [1] * most, tokens_per_tile, system=system, video=True
+    ).input_ids  # fmt: skip
+    end = tokenizer.convert_tokens_to_ids(IMG_END)
+    ends = [place for place, token in enumerate(ids) if token == end]
+    return [len(ids) - (ends[-1] - ends[count - 1]) for count in counts]
+
+
 def encode_prompt(
     conversation: Conversation,
     tokenizer: Any,

@@ -143,16 +143,19 @@ def tiles_per_image_limit(max_tiles: int, images: int) -> int:
     return max(1, max_tiles // images)
 
 
-def frame_indices(num_frames: int, video_length: int) -> list[int]:
-    """The middle frame of each of num_frames equal intervals of a video of video_length frames.
+def frame_indices(num_frames: int, video_length: int, rng: np.random.Generator | None = None) -> list[int]:
+    """One frame of each of num_frames equal intervals of a video of video_length frames: the middle one, or any.
 
     A video shorter than num_frames gives every interval it has; its last index is repeated up to num_frames.
+    rng: draws the frame ("rand", for training). The official code never draws an interval's last frame, and where an
+    interval has but one it draws from the whole video instead; here every frame of an interval is as likely.
     """
     if num_frames < 1 or video_length < 1:
         raise ValueError(f"num_frames and video_length must be at least 1, found {num_frames} and {video_length}")
     edges = np.linspace(0, video_length, min(num_frames, video_length) + 1).astype(int)
-    middles = [int(middle) for middle in (edges[:-1] + edges[1:] - 1) // 2]
-    return middles + middles[-1:] * (num_frames - len(middles))
+    middles = (edges[:-1] + edges[1:] - 1) // 2
+    indices = (middles if rng is None else rng.integers(edges[:-1], edges[1:])).tolist()
+    return indices + indices[-1:] * (num_frames - len(indices))
 
 
 def to_pixels(tiles: Sequence["Image"]) -> "torch.Tensor":

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.graph import find_cycle
 from orchestrator.problems import Problems, suggest
+from stages.curation import Curation
 from stages.kinds import KINDS
 from stages.params import PrepareParams, TrainParams
 
@@ -109,8 +110,11 @@ def check_stage(stage: "Stage", mixtures: list[str], trains: list[str], folder: 
     """Returns the stage with paths resolved and modules in their fixed order. mixtures: the names under `data:`;
     trains: those of the training stages."""
     params, place = stage.params, ("stages", stage.name)
-    if isinstance(params, PrepareParams) and params.data not in mixtures:
-        problems.add((*place, "data"), f"unknown mixture '{params.data}'", suggest(params.data, mixtures))
+    if isinstance(params, PrepareParams):
+        if params.data not in mixtures:
+            problems.add((*place, "data"), f"unknown mixture '{params.data}'", suggest(params.data, mixtures))
+        curate = _curation(params, mixtures, (*place, "curate"), folder, problems)
+        return replace(stage, params=params.model_copy(update={"curate": curate}))
     if not isinstance(params, TrainParams):
         return stage
     for i, module in enumerate(params.train):
@@ -129,6 +133,32 @@ def check_stage(stage: "Stage", mixtures: list[str], trains: list[str], folder: 
     update: dict[str, Any] = {"train": tuple(m for m in MODULES if m in params.train)}
     update["deepspeed"] = _deepspeed(params.deepspeed, place, folder, problems)
     return replace(stage, params=params.model_copy(update=update))
+
+
+def _curation(
+    params: PrepareParams, mixtures: list[str], place: tuple[str, ...], folder: Path, problems: Problems
+) -> Curation:
+    """With its paths resolved. That a review and a model are there is checked, for they are read late."""
+    curate, update = params.curate, {}
+    for i, name in enumerate(curate.contamination.against if curate.contamination else ()):
+        at = (*place, "contamination", "against", i)
+        if name not in mixtures:
+            problems.add(at, f"unknown mixture '{name}'", suggest(name, mixtures), label=at[:-1])
+        elif name == params.data:
+            problems.add(at, "the mixture is compared with itself", "name evaluation sets", label=at[:-1])
+    if curate.review is not None:
+        update["review"] = str((folder / Path(curate.review).expanduser()).resolve())
+        if not Path(update["review"]).is_file():
+            remedy = "give the file that the review page has saved, or leave it out"
+            problems.add((*place, "review"), f"no such file: {update['review']}", remedy)
+    if curate.scores and curate.scores.local:
+        path = str((folder / Path(curate.scores.local.model).expanduser()).resolve())
+        if not Path(path).exists():
+            remedy = "give a folder in Hugging Face layout, or a .gguf file"
+            problems.add((*place, "scores", "local", "model"), f"no such folder or file: {path}", remedy)
+        local = curate.scores.local.model_copy(update={"model": path})
+        update["scores"] = curate.scores.model_copy(update={"local": local})
+    return curate.model_copy(update=update)
 
 
 def _deepspeed(value: int | Path, place: tuple[str, ...], folder: Path, problems: Problems) -> int | Path:

@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from modeling import presets
+from modeling.digests import language_digest, tokenizer_digest, weights_digest
+from modeling.errors import DataError
 from orchestrator.graph import topological_order
 from orchestrator.spec import Experiment, Stage
-from orchestrator.weights import tokenizer_digest, weights_digest
+from stages.curation import Curation
 from stages.params import ModelParams, PrepareParams
 
 Identity = dict[str, Any]
@@ -60,7 +62,7 @@ def _plain(value: Any, where: str) -> Any:
     )
 
 
-SourceDigest = Callable[[Stage], dict[str, Any] | None]
+SourceDigest = Callable[[str], dict[str, Any] | None]  # of a mixture, by its name under `data:`
 
 
 def absent_source(meta: str) -> str | None:
@@ -70,23 +72,32 @@ def absent_source(meta: str) -> str | None:
         return meta
     try:
         entries = json.loads(path.read_text(encoding="utf-8-sig"))
-        named = [path.absolute().parent / entry["annotation"] for entry in entries.values()]
+        given = [entry["annotation"] for entry in entries.values()]
+        listed = [one for each in given for one in (each if isinstance(each, list) else [each])]
+        named = [path.absolute().parent / one for one in listed if not any(mark in one for mark in ("://", "*", "?"))]
     except (ValueError, TypeError, KeyError, AttributeError):
         return None  # malformed is not absent: source_digest says what is wrong with it
     return next((str(annotation) for annotation in named if not annotation.is_file()), None)
 
 
 def source_digest_of(experiment: Experiment) -> SourceDigest:
-    """The digest of what a prepare stage reads; None where a source is absent. DataError for a malformed one."""
+    """The digest of what a mixture's sources hold; None where one is absent. DataError for a malformed one, or where
+    the store of one does not answer."""
     cache: dict[str, dict[str, Any] | None] = {}
 
-    def digest(stage: Stage) -> dict[str, Any] | None:
+    def digest(mixture: str) -> dict[str, Any] | None:
+        from modeling.files import Unavailable
         from stages.prepare.digest import source_digest
 
-        meta = experiment.data[stage.params.data].meta
-        if meta not in cache:
-            cache[meta] = None if absent_source(meta) else source_digest(Path(meta))
-        return cache[meta]
+        data = experiment.data[mixture]
+        if data.meta not in cache:
+            try:
+                absent = absent_source(data.meta)
+                cache[data.meta] = None if absent else source_digest(Path(data.meta), data.endpoint_url)
+            except Unavailable as error:
+                message, remedy = f"its store does not answer: {error}", "check the network, and endpoint_url"
+                raise DataError(message, where=f"data.{mixture}", remedy=remedy) from error
+        return cache[data.meta]
 
     return digest
 
@@ -114,9 +125,11 @@ def _identity(
     identity: Identity = {"kind": stage.kind.base, "version": stage.kind.version, "params": params}
     identity["parents"] = {base: sorted(digests) for base, digests in lineage.items()}
     if isinstance(stage.params, PrepareParams):
-        sources, measure = source_digest(stage), _measuring_parts(experiment.model_of(stage))
-        if sources is None or measure is None:
+        sources, measure = source_digest(stage.params.data), _measuring_parts(experiment.model_of(stage))
+        curation = _curation(stage.params.curate, source_digest)
+        if sources is None or measure is None or curation is None:
             return None
+        params["curate"] = curation
         mixture = experiment.data[params.pop("data")].identity()  # by content: neither its name nor its path
         del mixture["meta"]
         identity |= {"sources": sources, "mixture": mixture, "model": measure}
@@ -125,6 +138,21 @@ def _identity(
         if model is None:
             return None
         identity["model"] = model
+    return identity
+
+
+def _curation(curate: Curation, source_digest: SourceDigest) -> Identity | None:
+    """The steps of curation, with what they name by content. A step that does not run is left out."""
+    identity = {key: value for key, value in curate.identity().items() if value is not None}
+    if curate.contamination:
+        against = [source_digest(name) for name in curate.contamination.against]
+        if None in against:
+            return None
+        identity["contamination"] |= {"against": against}
+    if curate.review:
+        identity["review"] = hashlib.sha256(Path(curate.review).read_bytes()).hexdigest()
+    if curate.scores and curate.scores.local:
+        identity["scores"]["local"]["model"] = language_digest(Path(curate.scores.local.model))
     return identity
 
 

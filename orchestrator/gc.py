@@ -20,7 +20,7 @@ from orchestrator.store import TEMPORARY, Missing, Store
 
 STALE_S = 3600.0  # the age at which a temporary file's writer is taken for dead
 
-_FOLDERS = ("checkpoints", "result", "control", "heartbeat")  # nothing else of a stage is ever looked at
+_FOLDERS = ("checkpoints", "result", "parts", "control", "heartbeat")  # nothing else of a stage is ever looked at
 _TOKEN = re.compile(r"e\d{4}a\d{4}")
 
 
@@ -72,6 +72,8 @@ def _in_vain(name: str, prefix: str, now: StageState) -> bool:
     if kind == "heartbeat":
         epoch = parts[0].removesuffix(".json")
         return epoch.isdecimal() and int(epoch) < now.token[0]
+    if kind == "parts":  # of a prepare stage, which an attempt takes over from the one before
+        return now.completed is not None
     part = parts[1] if kind == "checkpoints" and len(parts) > 1 else parts[0].removesuffix(".json")
     if _TOKEN.fullmatch(part) is None:
         return False

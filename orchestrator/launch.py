@@ -34,6 +34,7 @@ from orchestrator import warmup
 from orchestrator.ahead import Ahead
 from orchestrator.checkpoints import token_name
 from orchestrator.courier import Notice
+from orchestrator.dataflow import stream
 from orchestrator.errors import Fenced, Preempted, StorageTransient, user_error
 from orchestrator.ledger import Ledger
 from orchestrator.stageio import StoreIO, Task
@@ -122,13 +123,16 @@ def run_attempt(task: Task, stopping: Callable[[], bool] = lambda: False) -> Non
     """
     kind = KINDS[task.kind]
 
-    def mapper(function: Callable[[Any], Any], items: Iterable[Any], resources: Resources) -> Iterator[Any]:
-        for result in ray_map(function, items, resources):
-            if stopping():
-                raise Preempted("the driver was asked to stop")
-            yield result
+    def until_stopped(run: Callable) -> Callable:
+        def results(function: Callable[[Any], Any], items: Any, resources: Resources) -> Iterator[Any]:
+            for result in run(function, items, resources):
+                if stopping():
+                    raise Preempted("the driver was asked to stop")
+                yield result
 
-    io = StoreIO(task, mapper=mapper)
+        return results
+
+    io = StoreIO(task, mapper=until_stopped(ray_map), streamer=until_stopped(stream))
     try:
         if not kind.trains:
             kind.run(io)

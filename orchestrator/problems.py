@@ -8,7 +8,7 @@ import difflib
 import math
 import re
 from collections.abc import Iterable
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args
 
 from pydantic import BaseModel, ValidationError
 
@@ -174,7 +174,7 @@ def _infinite(value: Any) -> bool:
 def _fields(model: type[BaseModel], loc: KeyPath) -> list[str]:
     """The keys that are valid under `loc`."""
     for key in loc:
-        inner = model.model_fields[str(key)].annotation
+        inner = _group(model.model_fields[str(key)].annotation)
         assert isinstance(inner, type) and issubclass(inner, BaseModel), f"{loc} is not a group of settings"
         model = inner
     return list(model.model_fields)
@@ -189,8 +189,14 @@ def _real(model: type[BaseModel], loc: KeyPath) -> KeyPath:
             out.append(key)
         elif isinstance(inner, type) and issubclass(inner, BaseModel):
             out.append(key)
-            inner = inner.model_fields[key].annotation if key in inner.model_fields else None
+            inner = _group(inner.model_fields[key].annotation) if key in inner.model_fields else None
     return tuple(out)
+
+
+def _group(annotation: Any) -> Any:
+    """The model behind `X | None`."""
+    members = [member for member in get_args(annotation) if member is not type(None)]
+    return members[0] if len(members) == 1 else annotation
 
 
 def _expected(item: Any) -> str:

@@ -141,6 +141,10 @@ class S3Store:
 
             _in_parallel(fetch, range(0, length, self._part))
 
+    def copy(self, key: str, new: str) -> None:
+        source = {"Bucket": self.address.bucket, "Key": self._name(check_key(key))}
+        self._object("copy_object", "write to", new, CopySource=source)
+
     def local_path(self, key: str) -> Path | None:
         return None
 

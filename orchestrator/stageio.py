@@ -9,7 +9,7 @@ waits for storage: rows, logs and questions are a thread's (courier.py), checkpo
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -20,6 +20,7 @@ from orchestrator.checkpoints import Checkpoints, sha256_of, token_name, verifie
 from orchestrator.control import stacks_key
 from orchestrator.courier import Courier, Notice
 from orchestrator.errors import ErrorClass, Preempted
+from orchestrator.folders import StoreFolder
 from orchestrator.ledger import Ledger, state
 from orchestrator.pacing import Pacer, failure_interval
 from orchestrator.progress import Recorder, read_metrics
@@ -65,7 +66,7 @@ class Task:
 
 
 class StoreIO:
-    """One rank of one attempt. `mapper` runs the parallel parts of a stage that is no training stage.
+    """One rank of one attempt. `mapper` and `streamer` run the parallel parts of a stage that is no training stage.
 
     notices(): rank 0 of a training stage, from a thread: what the cluster says of its end, see courier.py.
     """
@@ -77,6 +78,7 @@ class StoreIO:
         world: int = 1,
         mapper: Callable | None = None,
         notices: Callable[[], Notice | None] = lambda: None,
+        streamer: Callable | None = None,
     ):
         self.task, self.rank, self.world = task, rank, world
         self.stage, self.fingerprint = task.stage, task.fingerprint
@@ -97,7 +99,7 @@ class StoreIO:
         # a training stage's plan is made by the driver, under a log of its own
         log_name = token_name(task.token) + ("-0plan" if mapper and self._trains else "")
         self._recorder = Recorder(self.store, task.prefix, task.token, log_name)
-        self._mapper = mapper
+        self._mapper, self._streamer = mapper, streamer
         self._courier = Courier(self.store, task.prefix, task.token, self._recorder, notices)
         self._ledger = Ledger(self.store, task.prefix)
         # with a ledger of its own, for the one thread that saves: it reads on from where it was
@@ -191,9 +193,11 @@ class StoreIO:
             self.store.get_file(key, local)
         return local
 
-    def complete(self, folder: Path, summary: dict[str, Any], train_s: float = 0.0) -> None:
-        prefix = f"{self.task.prefix}/result/{token_name(self.task.token)}"
-        files = []
+    def complete(
+        self, folder: Path, summary: dict[str, Any], train_s: float = 0.0, stored: Sequence[dict[str, Any]] = ()
+    ) -> None:
+        prefix = self.result_folder().prefix
+        files = list(stored)
         for path in sorted(p for p in folder.rglob("*") if p.is_file()):
             name = path.relative_to(folder).as_posix()
             self.store.put_file(f"{prefix}/{name}", path)
@@ -203,9 +207,22 @@ class StoreIO:
         if rows:
             text = "".join(json.dumps(row) + "\n" for row in rows)
             self.store.put(f"{self.task.prefix}/metrics.jsonl", text.encode())
-        manifest = {"folder": prefix, "files": files}
+        manifest = {"folder": prefix, "files": sorted(files, key=lambda file: file["name"])}
         self._ledger.append("completed", self.task.token, manifest=manifest, summary=summary, train_s=train_s)
+
+    def result_folder(self) -> StoreFolder:
+        return StoreFolder(self.task.storage, f"{self.task.prefix}/result/{token_name(self.task.token)}")
+
+    def work_folder(self, name: str) -> StoreFolder:
+        return StoreFolder(self.task.storage, f"{self.task.prefix}/{name}")
+
+    def shared_folder(self, name: str) -> StoreFolder:
+        return StoreFolder(self.task.storage, f"shared/{name}")
 
     def map(self, function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
         assert self._mapper is not None, "a training stage maps nothing"
         return self._mapper(function, items, self.params.resources)
+
+    def stream(self, function: Callable[..., Any], items: Sequence[Any]) -> Iterator[Any]:
+        assert self._streamer is not None, "a training stage streams nothing"
+        return self._streamer(function, items, self.params.resources)

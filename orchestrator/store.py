@@ -77,6 +77,10 @@ class Store(Protocol):
         """Writes the object to `path`, whose folders are made. Raises Missing, leaving `path` alone."""
         ...
 
+    def copy(self, key: str, new: str) -> None:
+        """Within the store; an object of 5 GiB at most, as S3 allows. Raises Missing."""
+        ...
+
     def local_path(self, key: str) -> Path | None:
         """Where the object, or the folder of objects under it, already lies on this machine's file system."""
         ...
@@ -200,6 +204,9 @@ class MemoryStore:
         with local_file(path) as temporary:
             temporary.write_bytes(data)
 
+    def copy(self, key: str, new: str) -> None:
+        self.put(new, self.get(key))
+
     def local_path(self, key: str) -> Path | None:
         return None
 
@@ -255,6 +262,13 @@ class FileStore:
             raise Missing(key)
         with local_file(path) as temporary:
             shutil.copyfile(self._path(key), temporary)
+
+    def copy(self, key: str, new: str) -> None:
+        """As a second name of the same file: objects are replaced, never written to."""
+        source = self._path(key)
+        if not source.is_file():
+            raise Missing(key)
+        self._write(new, False, lambda temporary: os.link(source, temporary))
 
     def local_path(self, key: str) -> Path | None:
         path = self._path(key)

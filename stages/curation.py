@@ -4,9 +4,12 @@ A step that is not named does not run. Each rejects with reasons of its own (mod
 `exempt` names pass a step unseen. Nothing but pydantic is imported here, so that planning stays fast.
 """
 
-from pydantic import Field
+import re
+from typing import Annotated, Any, Literal
 
-from stages.base import Params
+from pydantic import Field, model_validator
+
+from stages.base import Params, Run
 
 
 class ImageChecks(Params):
@@ -17,21 +20,149 @@ class ImageChecks(Params):
 
 
 class TextChecks(Params):
-    """Heuristics on answers: abnormal length, zero runs, duplicate lines, repetition, odd characters."""
+    """Heuristics on answers: abnormal length, zero runs, duplicate lines, repetition, odd characters.
+
+    Bytes are UTF-8 bytes, of letters and digits alone where things repeat: about four a token in any script. Limits
+    of repetition were read by hand off the first half of benchmarks/filters.py --choose; the next values of its grid
+    change recall there by less than .5 % and false alarms by less than .2 %. Limits of length and of odd characters
+    are judgement. Text is dense where it has many symbols, as code, tables and formulas do.
+    """
+
+    max_bytes: int = Field(default=48_000, ge=1, description="of an answer; about 12,000 tokens")
+    cut_bytes: int = Field(default=16_000, ge=1, description="longer answers must not end with a letter or a comma")
+    same_characters: int = Field(default=40, ge=2, description="one letter or digit in a row")
+    same_symbols: int = Field(default=200, ge=2, description="one symbol in a row, such as a line of dashes")
+    same_words: int = Field(default=40, ge=2, description="words of one and the same letter or digit: 0, 0.0, 00")
+    loop_bytes: int = Field(default=32, ge=4, description="that repeat exactly, three times and more in a row")
+    counting_bytes: int = Field(default=200, ge=4, description="that repeat but for their numbers")
+    dense_counting_bytes: int = Field(default=1500, ge=4, description="the same in dense text")
+    copied_bytes: int = Field(default=200, ge=4, description="of lines that stood before, over those of new ones")
+    dense_copied_bytes: int = Field(default=300, ge=4, description="the same in dense text")
+    echoed_bytes: int = Field(default=300, ge=4, description="of passages said before, over three times the new ones")
+    dense_echoed_bytes: int = Field(default=2000, ge=4, description="the same in dense text, where numbers are new")
+    dense: float = Field(default=0.12, ge=0, le=1, description="share of symbols above which text is dense")
+    odd_characters: int = Field(default=4, ge=0, description="control, private, replaced or wrongly decoded")
+    odd_share: float = Field(default=0.02, ge=0, le=1, description="of odd characters in a text")
+    symbol_noise: int = Field(default=100, ge=1, description="symbols of many kinds, with hardly a word between")
+    mixed_words: int = Field(default=5, ge=0, description="words whose letters are of several scripts")
 
 
 class Duplicates(Params):
-    """Exact and near copies within the mixture: the first one in its order is kept."""
+    """Exact and near copies within the mixture: the first one in its order is kept.
+
+    A near copy has the pictures of another one by one and its questions and its answers, each of them nearly. The same
+    picture with another question is none, nor is the same question about another picture.
+    """
+
+    text_similarity: float = Field(
+        default=0.85,
+        ge=0.5,
+        le=1,
+        description="Jaccard similarity of questions, and of answers, from which they are near; 1: equal but for case, "
+        "spacing and punctuation. Texts below 64 characters and all numbers must be equal anyway",
+    )
+    picture_distance: float = Field(
+        default=0.02, ge=0, le=0.2, description="up to which pictures are near; scaled or encoded again: below 0.012"
+    )
 
 
 class Contamination(Params):
-    """Samples that stand in an evaluation set."""
+    """Samples that stand in an evaluation set: their question, whatever their answer."""
 
     against: tuple[str, ...] = Field(min_length=1, description="names of mixtures under `data:`")
+    match: Literal["both", "image", "text"] = Field(
+        default="both",
+        description="both: a picture and the question are near an evaluation sample's. image: a picture is, which "
+        "rejects more, for sets of charts and documents where a picture has many questions. text: the question is. "
+        "A sample without pictures is compared by its question with those without pictures (text: with all)",
+    )
+    text_similarity: float = Field(default=0.85, ge=0.5, le=1, description="as in `duplicates`, of questions")
+    picture_distance: float = Field(default=0.02, ge=0, le=0.2, description="as in `duplicates`")
+
+
+Domain = Literal["disciplinary", "programming", "mathematics", "general"]
+PROMPTS = 1  # version of every text and rule in prepare/scoring.py: raise it when one of them changes
+
+
+class LocalModel(Params):
+    """A causal language model that runs on the stage's own workers. Its weights' digest is part of the identity."""
+
+    model: Annotated[str, Run] = Field(description="a folder in Hugging Face layout, or a .gguf file")
+    precision: Literal["fp32", "bf16"] = "bf16"
+    max_new_tokens: int = Field(default=8, ge=1, description="tokens of an answer; its first line is read")
+    batch: Annotated[int, Run] = Field(default=16, ge=1, description="prompts at a time")
+
+
+class Endpoint(Params):
+    """Any service with OpenAI's chat completions: vLLM, SGLang, llama.cpp, a public one."""
+
+    base_url: Annotated[str, Run] = Field(description="such as http://host:8000/v1; /chat/completions is added")
+    model: str = Field(min_length=1, description="the model's name there")
+    api_key_env: Annotated[str | None, Run] = Field(
+        default=None, description="NAME of the environment variable that holds the key, on every worker"
+    )
+    max_new_tokens: int = Field(default=64, ge=1, description="tokens of an answer; more for a model that thinks first")
+    body: dict[str, Any] = Field(
+        default={}, description="further keys of the request, such as chat_template_kwargs; null removes one"
+    )
+    concurrency: Annotated[int, Run] = Field(default=16, ge=1, description="requests in flight, of each worker")
+    timeout_s: Annotated[float, Run] = Field(default=120, gt=0, description="seconds without an answer")
+    retries: Annotated[int, Run] = Field(default=6, ge=0, description="of a request that met a passing fault")
+    max_failures: Annotated[int, Run] = Field(
+        default=100, ge=1, description="faults in a row, over all requests, after which the stage fails"
+    )
+
+    @model_validator(mode="after")
+    def _no_secret(self) -> "Endpoint":
+        # raised for the whole group, whose message shows no value: the wrong one may be a key
+        if "@" in self.base_url or "?" in self.base_url or "#" in self.base_url:
+            raise ValueError("base_url must hold no user, password, key or query: give the key by api_key_env")
+        if not re.fullmatch(r"https?://([\w.-]+|\[[0-9a-fA-F:.]+\])(:\d{1,5})?(/[^\s]*)?", self.base_url):
+            raise ValueError("base_url must be a URL such as http://host:8000/v1")
+        if self.api_key_env is not None and not re.fullmatch(r"[A-Z_][A-Z0-9_]{0,63}", self.api_key_env):
+            raise ValueError("api_key_env must be the NAME of an environment variable (A-Z, 0-9, _), never the key")
+        if any(re.search(r"(?i)(key|secret|password|token|authorization)$", name) for name in self.body):
+            raise ValueError("body must hold no key: give the key by api_key_env")
+        return self
+
+    def __hash__(self) -> int:  # `body` is a dictionary
+        return hash(self.model_dump_json())
 
 
 class Scores(Params):
-    """Domain, quality and repetition scores by a language model."""
+    """Domain, quality and repetition scores by a language model, 0 to 10 each: prepare/scoring.py.
+
+    Samples of text get quality and repetition, those with pictures repetition alone (§4.3). A sample that still has no
+    score after `attempts` is rejected: nobody knows that it is good, the paper's finding is that few bad ones suffice
+    to do harm, and `max_rejected` stops the stage where a model cannot do the task at all.
+    """
+
+    local: LocalModel | None = None
+    endpoint: Endpoint | None = None
+    quality: float = Field(default=7, ge=0, le=10, description="samples below it are rejected (low_quality)")
+    repetition: float = Field(default=3, ge=0, le=10, description="samples below it are rejected (repetitive)")
+    multimodal: Literal["repetition", "both"] = Field(
+        default="repetition", description="what is asked about samples with pictures, which the model does not see"
+    )
+    classify: bool = Field(
+        default=True, description="ask for the domain of each sample of a set not in `domains`; false: it is general"
+    )
+    domains: dict[str, Domain] = Field(default={}, description="the domain of a whole set, by its name")
+    attempts: int = Field(default=2, ge=1, description="times a question is put until its answer can be read")
+    not_scored: Literal["reject", "keep"] = Field(default="reject", description="a sample without a readable score")
+    max_characters: int = Field(default=8000, ge=1000, description="longer conversations lose their middle")
+
+    @model_validator(mode="after")
+    def _one_scorer(self) -> "Scores":
+        if (self.local is None) == (self.endpoint is None):
+            raise ValueError("must name one scorer: either `local` or `endpoint`")
+        return self
+
+    def identity(self) -> dict[str, Any]:
+        return super().identity() | {"prompts": PROMPTS}
+
+    def __hash__(self) -> int:  # `domains` is a dictionary
+        return hash(self.model_dump_json())
 
 
 class Exempt(Params):

@@ -5,7 +5,7 @@ to resume from, tells of each step, and hands over files to be kept. The driver'
 save and when to stop, and only it can make a result count (design.md, "The ledger").
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -38,6 +38,39 @@ class Input:
     fingerprint: str
     folder: Path
     params: dict[str, Any] = field(default_factory=dict)
+
+
+class Folder(Protocol):
+    """A folder in storage that the tasks of a stage share; it crosses process borders. Names may hold '/'.
+
+    Raises what the store raises where it cannot serve; a missing name is a KeyError of its kind.
+    """
+
+    def create(self, name: str, data: bytes) -> bool:
+        """False where the name is taken: exactly one of any number of writers gets True."""
+        ...
+
+    def put_file(self, name: str, path: Path) -> dict[str, Any]:
+        """Stores a file; returns {name, size, sha256}."""
+        ...
+
+    def get(self, names: Sequence[str]) -> list[bytes]: ...
+
+    def fetch(self, name: str, folder: Path) -> Path:
+        """As a local file, below `folder` where it is not one already. Not to be written to."""
+        ...
+
+    def names(self) -> list[str]:
+        """All names in it, sorted."""
+        ...
+
+    def copy_to(self, other: "Folder", name: str, new: str) -> None:
+        """Within the store: nothing passes this process."""
+        ...
+
+    def clear(self) -> None:
+        """Remove all that is in it."""
+        ...
 
 
 class StageIO(Protocol):
@@ -102,10 +135,31 @@ class StageIO(Protocol):
         """A file that `keep` stored for this stage, as a local path."""
         ...
 
-    def complete(self, folder: Path, summary: dict[str, Any], train_s: float = 0.0) -> None:
-        """Rank 0: store `folder` as the stage's result and mark the stage completed. train_s: as in `commit`."""
+    def complete(
+        self, folder: Path, summary: dict[str, Any], train_s: float = 0.0, stored: Sequence[dict[str, Any]] = ()
+    ) -> None:
+        """Rank 0: store `folder` as the stage's result and mark the stage completed. train_s: as in `commit`.
+
+        stored: {name, size, sha256} of files of the result that lie in `result_folder()` already.
+        """
+        ...
+
+    def result_folder(self) -> Folder:
+        """Where this attempt's result goes."""
+        ...
+
+    def work_folder(self, name: str) -> Folder:
+        """Beside the stage, kept from attempt to attempt."""
+        ...
+
+    def shared_folder(self, name: str) -> Folder:
+        """Of all stages in this storage: for what any of them need not do again."""
         ...
 
     def map(self, function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
         """Not in training stages: run a module-level function over items in parallel, in order."""
+        ...
+
+    def stream(self, function: Callable[..., Any], items: Sequence[Any]) -> Iterator[Any]:
+        """As `map`, in no order, with results bounded in memory; a class is made once per process and then called."""
         ...

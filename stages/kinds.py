@@ -48,7 +48,7 @@ def _train(*modules: str) -> Kind:
 
 
 KINDS: dict[str, Kind] = {
-    "prepare": Kind("prepare", 1, PrepareParams, "stages.prepare.run:prepare"),
+    "prepare": Kind("prepare", 2, PrepareParams, "stages.prepare.run:prepare"),
     "train": _train(),
     "language_pretrain": _train("language"),
     "mlp_warmup": _train("mlp"),

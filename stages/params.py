@@ -8,7 +8,7 @@ Defaults are the paper's (arXiv 2412.05271, Table 3) and the official scripts' (
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from modeling.zero import zero_stage
 from stages.base import Params, Run
@@ -33,7 +33,10 @@ class ModelParams(Params):
 class DataParams(Params):
     """`data.<name>:` — one mixture."""
 
-    meta: str = Field(description="an InternVL meta JSON; paths inside it are relative to it")
+    meta: str = Field(description="an InternVL meta JSON; paths inside it are relative to it, or s3://")
+    endpoint_url: Annotated[str | None, Run] = Field(
+        default=None, description="the S3 store of its s3:// paths; None: botocore's own choice"
+    )
     system: str | None = Field(default=None, description="system prompt; None: the official one; '' leaves it empty")
 
 
@@ -108,12 +111,22 @@ class PrepareParams(StageParams):
     max_tokens: int = Field(default=16384, gt=0, description="longer samples are rejected")
     max_tiles_per_sample: int = Field(default=48, gt=0, description="samples with more tiles are rejected")
     max_tiles: int = Field(default=12, gt=0, description="tiles per image where the meta gives no max_dynamic_patch")
-    max_rejected: float = Field(default=0.01, ge=0, le=1, description="share of samples that may be rejected")
+    min_frames: int = Field(default=8, gt=0, description="fewest frames of a video; as many are drawn at each use")
+    max_frames: int = Field(default=32, gt=0, description="most frames of a video, where they fit")
+    max_rejected: Annotated[float, Run] = Field(
+        default=0.01, ge=0, le=1, description="share of samples that may be damaged; what `curate` rejects is not"
+    )
     verify: Literal["full", "header"] = "full"
     repeat: Literal["sampled", "official_prefix"] = "sampled"
     tile_tie: Literal["strict", "inclusive"] = "strict"
     shard_megabytes: float = Field(default=64, gt=0)
     curate: Curation = Curation()
+
+    @model_validator(mode="after")
+    def _frames_in_order(self) -> "PrepareParams":
+        if self.min_frames > self.max_frames:
+            raise ValueError(f"min_frames {self.min_frames} is more than max_frames {self.max_frames}")
+        return self
 
 
 class TrainParams(StageParams):

@@ -2,14 +2,18 @@
 
 Packing inside ranks ends in collective time-outs (Megatron-Bridge #1505). The plan is a pure function of (index,
 repeat factors, seed, budgets, global batch), stored beside the stage, so that what was trained can be looked up later.
+A video counts with the frames that its occurrence shows, here and in whatever the ranks are balanced by.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from modeling.epochs import StepPlan, plan_steps
 from modeling.errors import DataError
+from modeling.frames import FrameChoices, occurrence_lengths
 from modeling.loss import Reduction, Unit, total_weights
 from modeling.presets import resolve
 from modeling.shards import ShardReader
@@ -34,6 +38,7 @@ def plan_packs(io: StageIO) -> None:
     """Write the plan of all steps. Raises DataError where a sample fits no pack."""
     params, data = io.params, data_parent(io)
     index = ShardReader(data.folder).index
+    choices = FrameChoices.of(index)
     tokens, tiles = np.asarray(index["tokens"]), np.asarray(index["tiles"])
     budget = params.packing
     too_big = np.flatnonzero((tokens > budget.max_tokens) | (tiles > budget.max_tiles))
@@ -49,12 +54,15 @@ def plan_packs(io: StageIO) -> None:
         tokens, tiles, np.asarray(index["repeat"], dtype=np.float64),
         max_tokens=budget.max_tokens, max_tiles=budget.max_tiles, global_batch=params.global_batch,
         seed=params.seed, policy=budget.policy, repeat=data.params["repeat"], steps=params.steps, epochs=params.epochs,
-        costs=costs(tokens, tiles, resolve(io.model).tokens_per_tile), groups=index["dataset"].codes()[0],
+        costs=partial(costs, tokens_per_tile=resolve(io.model).tokens_per_tile), groups=index["dataset"].codes()[0],
+        choices=choices,
     )  # fmt: skip
     path = io.scratch / PLAN
     plan.save(path)
     io.keep(PLAN, path)
-    fill = int(tokens[plan.sample[plan.packs.values]].sum()) / (len(plan.packs) * budget.max_tokens)
+    trained = plan.packs.values
+    lengths, _ = occurrence_lengths(tokens, tiles, choices, plan.sample[trained], plan.frames_of(trained))
+    fill = int(lengths.sum()) / (len(plan.packs) * budget.max_tokens)
     io.log(
         f"{len(plan.packs):,} packs of {len(plan.sample):,} samples in {plan.steps:,} steps, "
         f"token fill {fill:.1%}, {int(plan.epoch.max()) + 1} epochs begun"
@@ -62,7 +70,7 @@ def plan_packs(io: StageIO) -> None:
 
 
 def costs(tokens: np.ndarray, tiles: np.ndarray, tokens_per_tile: int) -> np.ndarray:
-    """float64 [samples]: the relative cost of each one's forward and backward, for the plan and for the ranks alike.
+    """float64 [n]: the relative cost of each one's forward and backward, for the plan and for the ranks alike.
 
     A tile passes the ViT with four patches per token that reaches the language model.
     """
@@ -71,16 +79,27 @@ def costs(tokens: np.ndarray, tiles: np.ndarray, tokens_per_tile: int) -> np.nda
 
 @dataclass(frozen=True)
 class Lengths:
-    """Per-sample figures that the training loop needs without decoding anything."""
+    """What the training loop needs to know of samples without decoding anything."""
 
     weight: np.ndarray  # float64: what a sample adds to the denominator of the loss
-    cost: np.ndarray  # float64: relative cost of its forward and backward
+    tokens: np.ndarray  # of samples; a video's occurrences have their own
+    tiles: np.ndarray
+    choices: FrameChoices | None
+    tokens_per_tile: int
 
     @classmethod
     def of(cls, reader: ShardReader, reduction: Reduction, unit: Unit, tokens_per_tile: int) -> "Lengths":
         index = reader.index
         weight = total_weights(index["answers"], reduction, unit)
-        return cls(weight, costs(index["tokens"], index["tiles"], tokens_per_tile))
+        return cls(weight, index["tokens"], index["tiles"], FrameChoices.of(index), tokens_per_tile)
+
+    def of_pack(self, plan: StepPlan, pack: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(tokens, tiles) of each occurrence in a pack."""
+        return occurrence_lengths(self.tokens, self.tiles, self.choices, plan.sample[pack], plan.frames_of(pack))
+
+    def costs(self, plan: StepPlan, packs: Sequence[np.ndarray]) -> list[float]:
+        """The relative cost of each pack."""
+        return [float(costs(*self.of_pack(plan, pack), self.tokens_per_tile).sum()) for pack in packs]
 
 
 def step_weight(plan: StepPlan, lengths: Lengths, step: int) -> float:

@@ -14,7 +14,6 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -89,7 +88,6 @@ class Trainer:
             weight_decay=params.weight_decay, betas=params.betas, eps=params.eps, max_grad_norm=params.max_grad_norm,
         )  # fmt: skip
         self.loss.always_vision = self.engine.zero == 3
-        self.tokens = np.asarray(self.reader.index["tokens"], np.float64)
         name = torch.cuda.get_device_name() if self.engine.device.type == "cuda" else "cpu"
         self.peak_flops = peak_flops(name, params.precision)
         if self.engine.zero != zero_stage(params.deepspeed) and io.rank == 0:
@@ -151,7 +149,7 @@ class Trainer:
 
     def _mine(self, step: int) -> list:
         packs = self.plan.step(step)
-        costs = [float(self.lengths.cost[self.plan.sample[pack]].sum()) for pack in packs]
+        costs = self.lengths.costs(self.plan, packs)
         mine: list = [packs[i] for i in balance(costs, self.io.world)[self.io.rank]]
         return mine + [None] * (self.micro_steps - len(mine))
 
@@ -244,11 +242,11 @@ class Trainer:
     def row(self, step: int, summed: dict, norm, lr: float, seconds: float, stall: float) -> dict:
         """One line of metrics.jsonl, under the names of the field's common tools."""
         params, packs = self.params, self.plan.step(step)
-        costs = [float(self.lengths.cost[self.plan.sample[pack]].sum()) for pack in packs]
+        costs = self.lengths.costs(self.plan, packs)
         loads = [sum(costs[i] for i in rank) for rank in balance(costs, self.io.world)]
         flops = step_flops(
             self.sizes, params.train, tokens=summed["tokens"], supervised=summed["supervised"], tiles=summed["tiles"],
-            squares=sum(float((self.tokens[self.plan.sample[pack]] ** 2).sum()) for pack in packs),
+            squares=sum(float((self.lengths.of_pack(self.plan, pack)[0].astype(float) ** 2).sum()) for pack in packs),
         ) / seconds / self.io.world  # fmt: skip
         return {
             "step": step + 1,

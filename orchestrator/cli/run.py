@@ -206,16 +206,17 @@ def _results(options, experiment: Experiment, store: Store, by_name: dict[str, S
 
 def _example_question(experiment: Experiment) -> tuple[list[Path], str] | None:
     """Pictures and question of the first multi-tile sample of the last evaluated mixture."""
-    from modeling.sources import Rejected, parse_line, read_meta
+    from modeling.meta import read_meta
+    from modeling.sources import Sample, read_samples
 
     stage = [s for s in experiment.stages.values() if s.kind.base == "evaluate"][-1]
     data = next(p for p in experiment.parents(stage) if p.kind.base == "prepare").params.data
     datasets = sorted(read_meta(experiment.data[data].meta), key=lambda d: -(d.max_tiles or 0))
     for dataset in datasets:
-        with open(dataset.annotation, "rb") as file:
-            sample = parse_line(dataset, 1, file.readline())
-        if not isinstance(sample, Rejected) and sample.images:
+        if not dataset.file.endswith(".jsonl"):
+            continue
+        sample = next(read_samples(dataset), None)
+        if isinstance(sample, Sample) and len(sample.images) == 1 and os.path.isfile(sample.images[0].path):
             text = next(t["value"] for t in sample.conversation if t["from"] == "human")
-            if len(sample.images) == 1:
-                return [Path(p) for p in sample.images], text.replace("<image>", "").strip()
+            return [Path(sample.images[0].path)], text.replace("<image>", "").strip()
     return None

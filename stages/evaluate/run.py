@@ -62,7 +62,8 @@ def answer_part(part: Part) -> list[dict[str, Any]]:
         for i in chosen:
             conversation, images = reader.sample(i)
             *turns, last = conversation
-            questions.append(Question(turns, images, int(reader.index["max_tiles"][i]), part.tile_tie))
+            video = bool(reader.index["frames"][i])
+            questions.append(Question(turns, images, int(reader.index["max_tiles"][i]), part.tile_tie, video))
             references.append(last["value"])
         answers = answer(model, tokenizer, questions, system=part.system, max_new_tokens=part.max_new_tokens)
         for i, reference, given in zip(chosen, references, answers, strict=True):

@@ -1,90 +1,157 @@
-"""The unit of parallel work in `prepare`: a run of annotation lines, measured by one task.
+"""The unit of parallel work in `prepare`: the records of one unit, read, measured and judged by one task.
 
-Invariant: a chunk's result depends on its lines and the measure alone, and chunks are put together in their
-order, so the stage gives the same bytes at any number of workers. A task writes its samples to one part file
-(temporary name, then rename), so running it again after a lost worker is harmless.
+Invariants: a part depends on its records and the measure alone, and parts are put together in their order, so the stage
+gives the same bytes at any number of workers. A part exists once `<number>.json` does, which exactly one task creates,
+naming the folder that it wrote to; so a task may be killed at any moment and done again, and a part that exists is
+never done again.
+
+A part: verdicts.parquet (a row for every record); index.parquet and shards/*.tar of those that no step has rejected
+yet, a prepared folder of its own; review/index.parquet and review/shards/*.tar, likewise, of those that a step of
+curation has rejected; signatures.npz where copies are looked for.
 """
 
-import os
+import json
+import tempfile
+import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from modeling.sources import Dataset, Rejected, Rejection, parse_line
+from modeling import files
+from modeling.meta import Dataset
+from modeling.shards import SHARDS
+from modeling.sources import Rejected, Rejection, Sample, parse_record, rejected
+from stages.io import Folder
 from stages.params import ModelParams, PrepareParams
+from stages.prepare.formats import Record, Unit, read
 
-LINES = 256
+LAYOUT = 1  # of a part: raise it when parts of before cannot be used any more
+FETCHES = 16  # at once, of media on S3
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """`lines` lines (blank ones included) of a dataset's annotation: bytes [offset, offset + size)."""
+    """One unit of a dataset, and all that its part depends on. position: the dataset's place in the meta file."""
 
     number: int
     dataset: Dataset
-    position: int  # the dataset's place in the meta file
-    offset: int
-    size: int
-    first_line: int
-    lines: int
-    part: Path
+    position: int
+    unit: Unit
     model: ModelParams
     params: PrepareParams
     system: str | None
+    reviewed: dict[str, str] = field(default_factory=dict)  # digest of a sample -> keep | drop
+
+    @property
+    def name(self) -> str:
+        return f"{self.number:06d}.json"
+
+    @property
+    def mark(self) -> str:
+        """What must agree for a part of an earlier attempt to be this chunk's."""
+        return json.dumps([LAYOUT, self.dataset.name, asdict(self.unit)])
 
 
-@dataclass
+@dataclass(frozen=True)
+class Work:
+    """What a task gets."""
+
+    chunk: Chunk
+    folder: Folder
+
+
+@dataclass(frozen=True)
 class Part:
-    """What a chunk gave. rows: index rows, each with `blob` = (offset, size) of its members in the file `path`."""
+    """What a chunk gave. files: {name, size, sha256} by their names in the part's own folder. counts: of verdicts, by
+    "step:reason", "" for kept. first: some rejected samples, in their order."""
 
-    path: Path
-    lines: int
-    samples: int = 0
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    rejected: list[Rejected] = field(default_factory=list)
+    number: int
+    dataset: str
+    mark: str
+    folder: str
+    files: list[dict[str, Any]]
+    records: int
+    tokens: int
+    counts: dict[str, int]
+    first: list[dict[str, Any]]
+
+    @property
+    def kept(self) -> int:
+        return self.counts.get("", 0)
+
+    @property
+    def shards(self) -> list[dict[str, Any]]:
+        """Files of the samples that are kept."""
+        return [file for file in self.files if file["name"].startswith(f"{SHARDS}/")]
 
 
-def split_lines(path: Path, lines: int = LINES) -> Iterator[tuple[int, int, int, int]]:
-    """(offset, size, first line, number of lines) of every run of at most `lines` lines. Lines count from 1."""
-    offset = size = count = 0
-    first = 1
-    with open(path, "rb") as file:
-        for raw in file:
-            size += len(raw)
-            count += 1
-            if count == lines:
-                yield offset, size, first, count
-                offset, first, size, count = offset + size, first + count, 0, 0
-    if count:
-        yield offset, size, first, count
+def measure_chunk(work: Work) -> Part:
+    """Reads, measures and judges every record of a chunk, and leaves its part in the folder."""
+    from stages.prepare.judge import Judge
+    from stages.prepare.measure import build_measure
+    from stages.prepare.parts import PartWriter
 
-
-def measure_chunk(chunk: Chunk) -> Part:
-    """Measures every sample of a chunk; the samples' bytes go to the chunk's part file."""
-    from stages.prepare.measure import build_measure, measure_sample
-
+    chunk = work.chunk
     measure = build_measure(chunk.model, chunk.params, chunk.system)  # pyright: ignore[reportArgumentType]
-    with open(chunk.dataset.annotation, "rb") as file:
-        file.seek(chunk.offset)
-        lines = file.read(chunk.size).split(b"\n")
-    part = Part(chunk.part, chunk.lines)
-    temporary = chunk.part.with_name(f".{chunk.part.name}.{os.getpid()}")
-    with open(temporary, "wb") as out:
-        for number, raw in enumerate(lines, chunk.first_line):
-            if not raw.strip():
-                continue
-            part.samples += 1
-            sample = parse_line(chunk.dataset, number, raw)
-            if isinstance(sample, Rejected):
-                part.rejected.append(sample)
-                continue
-            try:
-                blob, row = measure_sample(sample, chunk.dataset, measure, f"{chunk.position:03d}-{number:09d}")
-            except Rejection as rejection:
-                part.rejected.append(Rejected.of(sample, rejection))
-                continue
-            part.rows.append(row | {"blob": (out.tell(), len(blob))})
-            out.write(blob)
-    os.replace(temporary, chunk.part)
-    return part
+    judge = Judge(chunk.params.curate, chunk.dataset.name, chunk.reviewed)
+    with tempfile.TemporaryDirectory(prefix="stageline-part-") as scratch:
+        writer = PartWriter(Path(scratch), chunk.dataset, int(chunk.params.shard_megabytes * 1e6))
+        for number, sample in _samples(chunk):
+            writer.add(sample, f"{chunk.position:03d}-{chunk.number:06d}-{number:09d}", measure, judge)
+        writer.close()
+        folder = f"{chunk.number:06d}-{uuid.uuid4().hex[:12]}"
+        paths = sorted(path for path in Path(scratch).rglob("*") if path.is_file())
+        names = [path.relative_to(scratch).as_posix() for path in paths]
+        stored = [{**work.folder.put_file(f"{folder}/{name}", path), "name": name} for name, path in zip(names, paths)]
+        part = Part(
+            chunk.number,
+            chunk.dataset.name,
+            chunk.mark,
+            folder,
+            stored,
+            writer.records,
+            writer.tokens,
+            dict(writer.counts),
+            writer.first,
+        )
+        if work.folder.create(chunk.name, json.dumps(asdict(part)).encode()):
+            return part
+    return read_part(work.folder.get([chunk.name])[0])  # another task was faster
+
+
+def read_part(data: bytes) -> Part:
+    return Part(**json.loads(data))
+
+
+def _samples(chunk: Chunk) -> Iterator[tuple[int, Sample | Rejected]]:
+    path = chunk.unit.path
+    records = read(chunk.unit, chunk.dataset)
+    if not files.is_remote(chunk.dataset.root):
+        for record in records:
+            yield record[0], _sample(chunk.dataset, path, record)
+        return
+    with ThreadPoolExecutor(FETCHES) as pool:  # media on S3 take longer to come than to measure
+        pending: list[Any] = []
+        for record in records:
+            sample = _sample(chunk.dataset, path, record)
+            pending.append((record[0], pool.submit(_fetched, sample, chunk.dataset)))
+            if len(pending) > 2 * FETCHES:
+                number, future = pending.pop(0)
+                yield number, future.result()
+        for number, future in pending:
+            yield number, future.result()
+
+
+def _sample(dataset: Dataset, path: str, record: Record) -> Sample | Rejected:
+    number, data, media = record
+    if isinstance(data, Rejection):
+        return rejected(dataset, number, f"{dataset.name}-{number}", data, dataset.told(path))
+    return parse_record(dataset, number, data, dataset.told(path), media)
+
+
+def _fetched(sample: Sample | Rejected, dataset: Dataset) -> Sample | Rejected:
+    from stages.prepare.measure import with_contents
+
+    return sample if isinstance(sample, Rejected) else with_contents(sample, dataset)

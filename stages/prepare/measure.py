@@ -3,22 +3,30 @@
 Invariants: what the row says (tokens, supervised tokens, tiles) is what training will build, for the same
 functions count it; no sample is truncated, a longer one is rejected; `verify: full` decodes every picture
 once, so that damage is found here. Rules for tiles: recipe of arXiv 2412.05271 §3.1 and the official
-`dynamic_preprocess` (one image: the dataset's limit; n images: max(1, limit // n) each; thumbnail on top).
+`dynamic_preprocess` (one image: the dataset's limit; n images: max(1, limit // n) each; thumbnail on top); a video has
+one tile per frame, and every number of frames from `min_frames` to `max_frames` that fits is written down.
 """
 
+import hashlib
+import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Literal
 
+from modeling import files
 from modeling.images import ImageError, decode_rgb, open_image
+from modeling.meta import Dataset
 from modeling.shards import pack_sample
-from modeling.sources import Dataset, Rejection, Sample
-from modeling.template import encode_conversation
+from modeling.sources import Media, Reason, Rejected, Rejection, Sample
+from modeling.template import encode_conversation, frame_token_counts
 from modeling.tiles import count_tiles, tiles_per_image_limit
+from modeling.video import VideoError, VideoInfo, frame_order, probe
 from stages.params import ModelParams, PrepareParams
 
 EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "TIFF": "tif"}
+FRAME_FILES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+MOST_BYTES = 2 << 30  # of one picture or video, which is held in memory
 
 
 @dataclass(frozen=True)
@@ -32,8 +40,23 @@ class Measure:
     max_tokens: int
     max_tiles_per_sample: int
     max_tiles: int
+    frame_counts: range  # of a video
     verify: Literal["full", "header"]
     tile_tie: Literal["strict", "inclusive"]
+
+
+@dataclass
+class Measured:
+    """blob: the tar members. row: of the index, offsets relative to the blob. contents: the media, undecoded.
+
+    digest: 16 hexadecimal digits of what it says and shows, wherever it comes from.
+    """
+
+    blob: bytes
+    row: dict[str, Any]
+    contents: list[bytes]
+    digest: str
+    first: int = 0  # of the frames of a video, which may be a clip of it
 
 
 @lru_cache(maxsize=4)
@@ -52,54 +75,30 @@ def build_measure(model: ModelParams, params: PrepareParams, system: str | None)
         max_tokens=params.max_tokens,
         max_tiles_per_sample=params.max_tiles_per_sample,
         max_tiles=params.max_tiles,
+        frame_counts=range(params.min_frames, params.max_frames + 1),
         verify=params.verify,
         tile_tie=params.tile_tie,
     )
 
 
-def measure_sample(sample: Sample, dataset: Dataset, measure: Measure, key: str) -> tuple[bytes, dict[str, Any]]:
-    """The sample's tar members and its index row, offsets relative to the first byte. Raises Rejection."""
-    pictures = [_read(path) for path in sample.images]
-    opened = [_header(data, path) for data, path in zip(pictures, sample.images)]
+def measure_sample(sample: Sample, dataset: Dataset, measure: Measure, key: str) -> Measured:
+    """Raises Rejection, and files.Unavailable where the store of its media gives no answer."""
+    if sample.video:
+        return _measure_video(sample, sample.video, dataset, measure, key)
+    contents = [_read(media, dataset) for media in sample.images]
+    opened = [_header(data, media.name) for data, media in zip(contents, sample.images)]
     max_tiles = dataset.max_tiles or measure.max_tiles
     limit = tiles_per_image_limit(max_tiles, max(1, len(opened)))
     tiles = [
         count_tiles(image.width, image.height, limit, tile_size=measure.tile_size, tie=measure.tile_tie)
         for image in opened
     ]
-    if sum(tiles) > measure.max_tiles_per_sample:
-        raise Rejection("too_many_tiles", f"{sum(tiles)} tiles, at most {measure.max_tiles_per_sample} are allowed")
-    conversation = list(sample.conversation)
-    try:
-        encoded = encode_conversation(
-            conversation, measure.tokenizer, tiles, measure.tokens_per_tile, system=measure.system
-        )
-    except ValueError as error:  # roles and values were checked by the reader: only placeholders are left
-        raise Rejection("placeholder_mismatch", str(error)) from error
-    tokens = len(encoded.input_ids)
-    if tokens > measure.max_tokens:
-        raise Rejection("too_long", f"{tokens} tokens, at most {measure.max_tokens} are allowed")
-    answers = [end - start for start, end in encoded.answer_spans]
-    if not sum(answers):
-        raise Rejection("no_supervised_token", "nothing to learn from")
+    _check_tiles(sum(tiles), measure)
+    tokens, answers = _count(sample, tiles, measure, video=False)
     if measure.verify == "full":
-        for data, path in zip(pictures, sample.images):
-            _decode(data, path)
-
-    record = {
-        "id": sample.id,
-        "task": sample.task,
-        "dataset": sample.dataset,
-        "conversations": conversation,
-        "images": [os.path.relpath(path, dataset.root) for path in sample.images],
-    }
-    names = [EXTENSIONS.get(image.format or "", (image.format or "").lower()) for image in opened]
-    blob, place = pack_sample(key, record, list(zip(names, pictures)))
+        for data, media in zip(contents, sample.images):
+            _decode(data, media.name)
     row = {
-        "id": sample.id,
-        "task": sample.task,
-        "dataset": sample.dataset,
-        "key": key,
         "tokens": tokens,
         "answers": answers,
         "tiles": sum(tiles),
@@ -108,23 +107,160 @@ def measure_sample(sample: Sample, dataset: Dataset, measure: Measure, key: str)
         "heights": [image.height for image in opened],
         "max_tiles": max_tiles,
         "augment": dataset.data_augment,
+    }
+    names = [EXTENSIONS.get(image.format or "", (image.format or "").lower()) for image in opened]
+    return _packed(sample, dataset, key, row, list(zip(names, contents)), [media.name for media in sample.images])
+
+
+def _measure_video(sample: Sample, video: Media, dataset: Dataset, measure: Measure, key: str) -> Measured:
+    if video.path.endswith("/"):
+        names, contents, info, kind = *_frames(video, dataset, measure), "frames"
+    else:
+        contents, kind = [_read(video, dataset, "missing_video", "unreadable_video")], "file"
+        names = [os.path.splitext(video.name)[1].lstrip(".").lower() or "mp4"]
+        try:
+            info = probe(contents[0], sample.clip, verify=measure.verify == "full")
+        except VideoError as error:
+            reason = "too_many_pixels" if error.bomb else "unreadable_video"
+            raise Rejection(reason, f"{video.name}: {error}") from error
+    allowed = [count for count in measure.frame_counts if count <= measure.max_tiles_per_sample]
+    if not allowed:
+        _check_tiles(measure.frame_counts[0], measure)
+    try:
+        lengths = frame_token_counts(
+            sample.conversation, measure.tokenizer, measure.tokens_per_tile, allowed, measure.system
+        )
+    except ValueError as error:
+        raise Rejection("placeholder_mismatch", str(error)) from error
+    fitting = [length for length in lengths if length <= measure.max_tokens]
+    if not fitting:
+        raise _too_long(lengths[0], measure)
+    count = allowed[len(fitting) - 1]
+    tokens, answers = _count(sample, [1] * count, measure, video=True)
+    assert tokens == fitting[-1], (sample.id, tokens, fitting)
+    row = {
+        "tokens": tokens,
+        "answers": answers,
+        "tiles": count,
+        "tiles_per_image": [1] * count,
+        "widths": [info.width],
+        "heights": [info.height],
+        "max_tiles": 1,
+        "augment": False,
+        "frames": info.frames,
+        "frame_tokens": fitting,
+        "min_frames": allowed[0],
+    }
+    about = {"kind": kind, "clip": sample.clip, "first": info.first, "frames": info.frames, "fps": info.fps}
+    measured = _packed(sample, dataset, key, row, list(zip(names, contents)), [video.name], about)
+    return replace(measured, first=info.first)
+
+
+def _packed(
+    sample: Sample, dataset: Dataset, key: str, row: dict[str, Any], media: list[tuple[str, bytes]], names: list[str],
+    video: dict[str, Any] | None = None,
+) -> Measured:  # fmt: skip
+    record: dict[str, Any] = {
+        "id": sample.id,
+        "task": sample.task,
+        "dataset": sample.dataset,
+        "conversations": list(sample.conversation),
+        "images": names,
+    }
+    if video:
+        record["video"] = video
+    blob, place = pack_sample(key, record, media)
+    row = row | {
+        "id": sample.id,
+        "task": sample.task,
+        "dataset": sample.dataset,
+        "key": key,
         "repeat": dataset.repeat,
         "file": sample.file,
         "line": sample.line,
     }
-    return blob, row | place
+    contents = [data for _, data in media]
+    return Measured(blob, row | place, contents, content_digest(sample, contents))
 
 
-def _read(path: str) -> bytes:
+def with_contents(sample: Sample, dataset: Dataset) -> Sample | Rejected:
+    """The sample with its media's bytes, which take long to come from S3."""
     try:
-        with open(path, "rb") as file:
-            data = file.read()
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
-        raise Rejection("missing_image", path) from None
-    except OSError as error:  # name too long, no permission, a failing disk
-        raise Rejection("unreadable_image", f"{path}: {error.strerror}") from error
+        images = tuple(replace(media, data=_read(media, dataset)) for media in sample.images)
+        video = sample.video
+        if video and not video.path.endswith("/"):
+            video = replace(video, data=_read(video, dataset, "missing_video", "unreadable_video"))
+        return replace(sample, images=images, video=video)
+    except Rejection as rejection:
+        return Rejected.of(sample, rejection)
+
+
+def content_digest(sample: Sample, contents: list[bytes]) -> str:
+    said = json.dumps([list(sample.conversation), sample.clip], ensure_ascii=False, sort_keys=True).encode()
+    digest = hashlib.sha256(said)
+    for data in contents:
+        digest.update(hashlib.sha256(data).digest())
+    return digest.hexdigest()[:16]
+
+
+def _count(sample: Sample, tiles: list[int], measure: Measure, video: bool) -> tuple[int, list[int]]:
+    """(tokens, supervised tokens of each answer)."""
+    try:
+        encoded = encode_conversation(
+            sample.conversation, measure.tokenizer, tiles, measure.tokens_per_tile, system=measure.system, video=video
+        )
+    except ValueError as error:  # roles and values were checked by the reader: only placeholders are left
+        raise Rejection("placeholder_mismatch", str(error)) from error
+    tokens = len(encoded.input_ids)
+    if tokens > measure.max_tokens:
+        raise _too_long(tokens, measure)
+    answers = [end - start for start, end in encoded.answer_spans]
+    if not sum(answers):
+        raise Rejection("no_supervised_token", "nothing to learn from")
+    return tokens, answers
+
+
+def _check_tiles(tiles: int, measure: Measure) -> None:
+    if tiles > measure.max_tiles_per_sample:
+        raise Rejection("too_many_tiles", f"{tiles} tiles, at most {measure.max_tiles_per_sample} are allowed")
+
+
+def _too_long(tokens: int, measure: Measure) -> Rejection:
+    return Rejection("too_long", f"{tokens} tokens, at most {measure.max_tokens} are allowed")
+
+
+def _frames(video: Media, dataset: Dataset, measure: Measure) -> tuple[list[str], list[bytes], VideoInfo]:
+    """A folder of frames, in the order of their names."""
+    found = files.listed(files.join(video.path, "*"), dataset.endpoint)
+    paths = frame_order([path for path in found if os.path.splitext(path)[1].lower() in FRAME_FILES])
+    if not paths:
+        raise Rejection("missing_video", f"{video.name} is no folder with pictures")
+    contents = [_read(Media(os.path.basename(path), path), dataset) for path in paths]
+    opened = [_header(data, path) for data, path in zip(contents, paths)]
+    if measure.verify == "full":
+        for data, path in zip(contents, paths):
+            _decode(data, path)
+    names = [EXTENSIONS.get(image.format or "", (image.format or "").lower()) for image in opened]
+    return names, contents, VideoInfo(len(paths), 0, 0.0, opened[0].width, opened[0].height)
+
+
+def _read(
+    media: Media, dataset: Dataset, missing: Reason = "missing_image", unreadable: Reason = "unreadable_image"
+) -> bytes:
+    data = media.data
+    if data is None:
+        try:
+            data = files.read(media.path, dataset.endpoint, size=MOST_BYTES + 1)
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+            raise Rejection(missing, media.path) from None
+        except files.Unavailable:
+            raise
+        except OSError as error:  # name too long, no permission, a failing disk
+            raise Rejection(unreadable, f"{media.path}: {error.strerror or error}") from error
     if not data:
-        raise Rejection("zero_size", f"{path} is empty")
+        raise Rejection("zero_size", f"{media.path or media.name} is empty")
+    if len(data) > MOST_BYTES:
+        raise Rejection("too_many_bytes", f"{media.path or media.name} is larger than {MOST_BYTES >> 30} GiB")
     return data
 
 

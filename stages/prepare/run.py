@@ -1,143 +1,137 @@
-"""`prepare`: a mixture's sources -> shards with an index, every sample kept or rejected with its reason.
+"""`prepare`: a mixture's sources -> shards with an index, every record kept or rejected with its reason.
 
-Invariants: samples = kept + rejected; the result does not depend on the number of workers; nothing is handed
-over unless the whole mixture was read and the rejected share is at most `max_rejected` (design.md, "Data").
-The folder: index.parquet, shards/*.tar, rejected.jsonl, summary.json.
+Invariants: records = kept + rejected by reason; the result does not depend on the number of workers; nothing is handed
+over unless every source was read to its end and the damaged share is at most `max_rejected` (design.md, "Data"). What
+one attempt has read and measured, in parts of about a thousand records, the next one takes as it is.
+
+The result: index.parquet, shards/*.tar, rejected.jsonl, summary.json. Beside it: verdicts.parquet (every record),
+card.html, review.html, rejected.jsonl.
 """
 
 import json
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from modeling.errors import DataError
-from modeling.sources import Dataset, Rejected, read_meta
-from stages.io import StageIO
+from modeling.meta import read_meta
+from stages.io import Folder, StageIO
 from stages.params import PrepareParams
-from stages.prepare.chunks import Chunk, Part, measure_chunk, split_lines
+from stages.prepare import assemble
+from stages.prepare.chunks import Part
+from stages.prepare.later import look_at_all
+from stages.prepare.measuring import chunks_of, measured
+from stages.prepare.parts import VERDICTS
+from stages.prepare.review import read_review
+from stages.prepare.show import write_pages
+from stages.prepare.summary import summarise
 
 PLACES_SHOWN = 5
 
 
-class Tally:
-    """Counts per dataset, and in all, while the parts come in."""
-
-    def __init__(self, datasets: list[Dataset]):
-        self.datasets = {
-            d.name: Counter(samples=0, kept=0, rejected=0, tokens=0, supervised=0, tiles=0) for d in datasets
-        }
-        self.reasons = {d.name: Counter() for d in datasets}
-        self.first: list[Rejected] = []
-
-    def add(self, dataset: str, part: Part) -> None:
-        counts = self.datasets[dataset]
-        counts["samples"] += part.samples
-        counts["kept"] += len(part.rows)
-        counts["rejected"] += len(part.rejected)
-        for row in part.rows:
-            counts["tokens"] += row["tokens"]
-            counts["supervised"] += sum(row["answers"])
-            counts["tiles"] += row["tiles"]
-        self.reasons[dataset].update(rejected.reason for rejected in part.rejected)
-        self.first += part.rejected[: PLACES_SHOWN - len(self.first)]
-
-    def total(self, name: str) -> int:
-        return sum(counts[name] for counts in self.datasets.values())
-
-    def all_reasons(self) -> Counter:
-        return sum(self.reasons.values(), Counter())
-
-    def summary(self, repeat: str) -> dict[str, Any]:
-        totals = {name: self.total(name) for name in ("samples", "kept", "rejected", "tokens", "supervised", "tiles")}
-        datasets = {
-            name: {**counts, "reasons": dict(sorted(self.reasons[name].items()))}
-            for name, counts in self.datasets.items()
-        }
-        return {**totals, "reasons": dict(sorted(self.all_reasons().items())), "repeat": repeat, "datasets": datasets}
-
-
 def prepare(io: StageIO) -> None:
-    """Runs the stage. Raises DataError: no sources, no sample kept, or too many rejected."""
-    from modeling.shards import ShardWriter
-
+    """Runs the stage. Raises DataError: no sources, no sample kept, a source that breaks off, or too many damaged."""
     params: PrepareParams = io.params
     source = io.sources[params.data]
-    datasets = read_meta(source.meta)
-    folder, parts = io.scratch / "result", io.scratch / "parts"
-    parts.mkdir(parents=True)
-    chunks = list(_chunks(datasets, parts, io.model, params, source.system))
-    lines = sum(chunk.lines for chunk in chunks)
-    tally, done = Tally(datasets), 0
-    with (
-        ShardWriter(folder, int(params.shard_megabytes * 1e6)) as writer,
-        open(folder / "rejected.jsonl", "w", encoding="utf-8") as rejected,
-    ):
-        for chunk, part in zip(chunks, io.map(measure_chunk, chunks), strict=True):
-            _store(part, writer)
-            for one in part.rejected:
-                rejected.write(json.dumps(asdict(one), ensure_ascii=False) + "\n")
-            tally.add(chunk.dataset.name, part)
-            done += part.lines
-            row = {"samples": tally.total("kept"), "rejected": tally.total("rejected"), "tokens": tally.total("tokens")}
-            if io.tick(done, lines, row).stop:
-                io.log(f"stopped after {done} of {lines} lines; a new run starts from the first")
-                io.stopped(done)
-    samples, kept = tally.total("samples"), tally.total("kept")
-    assert samples == kept + tally.total("rejected") and kept == writer.rows, (samples, kept, writer.rows)
-    io.keep("rejected.jsonl", folder / "rejected.jsonl")
-    _check(tally, io.stage, source.meta, params.max_rejected)
+    datasets = read_meta(source.meta, source.endpoint_url)
+    reviewed = read_review(Path(params.curate.review)) if params.curate.review else {}
+    chunks = list(chunks_of(datasets, io.model, params, source.system, dict(reviewed), io.scratch))
+    folder = io.work_folder("parts")
+    parts = list(measured(io, chunks, folder))
+    out = io.scratch / "result"
+    out.mkdir()
+    check = (io.stage, source.meta, params.max_rejected)
+    _check_damage(parts, *check, lambda: _keep_rejected(io, parts, folder, out))
 
+    late, scores = look_at_all(io, parts, folder, reviewed)
+    verdicts = _write_verdicts(io.scratch, parts, folder, late, scores)
+    assemble.write_rejected(out / "rejected.jsonl", _batches(verdicts))
+    io.keep("rejected.jsonl", out / "rejected.jsonl")
+    io.keep("verdicts.parquet", verdicts)
+    named = assemble.write_index(parts, folder, io.scratch, out, late)
+    summary = summarise(datasets, _batches(verdicts), params.repeat)
+    summary["shares"] = write_pages(io, parts, folder, verdicts, late, dict(reviewed))["shares"]
+    _check_kept(summary, *check)
+    (out / "summary.json").write_text(json.dumps(summary, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     for dataset in datasets:
-        found = tally.datasets[dataset.name]["samples"]
+        found = summary["datasets"][dataset.name]["samples"]
         if dataset.length is not None and dataset.length != found:
             io.log(f"{dataset.name}: the meta file says length {dataset.length}, {dataset.file} has {found} samples")
-    summary = tally.summary(params.repeat)
-    (folder / "summary.json").write_text(json.dumps(summary, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    stored = list(assemble.copy_shards(parts, folder, io.result_folder(), named))
     io.log(
-        f"{kept} samples, {summary['tokens']} tokens ({summary['supervised']} supervised), {summary['tiles']} tiles, "
-        f"{writer.shards} shards; {_rejections(tally)}"
+        f"{summary['kept']} samples, {summary['tokens']} tokens ({summary['supervised']} supervised), "
+        f"{summary['tiles']} tiles, {len(stored)} shards; {_told(summary['rejected'], summary['reasons'])}"
     )
-    io.complete(folder, summary)
+    io.complete(out, summary, stored=stored)
+    folder.clear()
 
 
-def _chunks(
-    datasets: list[Dataset], parts: Path, model: Any, params: PrepareParams, system: str | None
-) -> Iterator[Chunk]:
-    number = 0
-    for position, dataset in enumerate(datasets):
-        for offset, size, first, lines in split_lines(dataset.annotation):
-            part = parts / f"{number:08d}"
-            yield Chunk(number, dataset, position, offset, size, first, lines, part, model, params, system)
-            number += 1
+def _write_verdicts(
+    scratch: Path, parts: Sequence[Part], folder: Folder, late: dict[int, assemble.Late], scores: dict[int, pa.Table]
+) -> Path:
+    path = scratch / "verdicts.parquet"
+    rows = assemble.Rows(path, VERDICTS)
+    for part in parts:
+        rows.add(assemble.verdicts_of(part, folder, scratch, late.get(part.number), scores.get(part.number)))
+    rows.close()
+    return path
 
 
-def _store(part: Part, writer: Any) -> None:
-    """Moves a part's samples to the shards, in order."""
-    with open(part.path, "rb") as file:
-        for row in part.rows:
-            offset, size = row.pop("blob")
-            file.seek(offset)
-            writer.add(file.read(size), row)
-    part.path.unlink()
+def _batches(path: Path) -> Iterator[pa.Table]:
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(path) as file:
+        for batch in file.iter_batches():
+            yield pa.Table.from_batches([batch])
 
 
-def _rejections(tally: Tally) -> str:
-    reasons = ", ".join(f"{reason} {count}" for reason, count in tally.all_reasons().most_common())
-    return f"{tally.total('rejected')} rejected" + (f" ({reasons})" if reasons else "")
+def _keep_rejected(io: StageIO, parts: Sequence[Part], folder: Folder, out: Path) -> None:
+    tables = (assemble.verdicts_of(part, folder, io.scratch, None, None) for part in parts)
+    assemble.write_rejected(out / "rejected.jsonl", tables)
+    io.keep("rejected.jsonl", out / "rejected.jsonl")
 
 
-def _check(tally: Tally, stage: str, meta: str, max_rejected: float) -> None:
-    samples, kept, rejected = (tally.total(name) for name in ("samples", "kept", "rejected"))
+def _told(rejected: int, reasons: dict[str, int]) -> str:
+    listed = ", ".join(f"{reason} {count}" for reason, count in Counter(reasons).most_common())
+    return f"{rejected} rejected" + (f" ({listed})" if listed else "")
+
+
+def _check_damage(parts: Sequence[Part], stage: str, meta: str, max_rejected: float, keep: Any) -> None:
+    """What is wrong with the sources themselves; the steps of curation are not counted here."""
     where = f"stages.{stage}: {meta}"
+    samples = sum(part.records for part in parts)
     if not samples:
         raise DataError("the annotations hold no sample", where=where, remedy="write one JSON object per line")
-    if kept and rejected / samples <= max_rejected:
+    damaged: Counter[str] = Counter()
+    for part in parts:
+        for name, count in part.counts.items():
+            step, _, reason = name.partition(":")
+            if step == "structure":
+                damaged[reason] += count
+    broken = damaged["broken_file"]
+    total = damaged.total()
+    if total < samples and total / samples <= max_rejected and not broken:
         return
-    places = "; ".join(f"{one.file}:{one.line} {one.reason} ({one.detail})" for one in tally.first)
-    more = f"; and {rejected - len(tally.first)} more" if rejected > len(tally.first) else ""
-    share = f"{rejected / samples:.1%} of {samples} samples, max_rejected is {max_rejected:.1%}"
-    message = f"{_rejections(tally)}, {share}: {places}{more}"
+    keep()
+    first = [one for part in parts for one in part.first]
+    first.sort(key=lambda one: one["reason"] != "broken_file")
+    shown = first[:PLACES_SHOWN]
+    places = "; ".join(f"{one['file']}:{one['line']} {one['reason']} ({one['detail']})" for one in shown)
+    more = f"; and {total - len(shown)} more" if total > len(shown) else ""
+    if broken:
+        message = f"{broken} files cannot be read to their end, what they hold beyond is unknown: {places}{more}"
+        raise DataError(message, where=where, remedy="fetch these files again, or take them out of the meta file")
+    share = f"{total / samples:.1%} of {samples} samples, max_rejected is {max_rejected:.1%}"
+    message = f"{_told(total, damaged)}, {share}: {places}{more}"
     remedy = f"correct the samples (all are listed in rejected.jsonl beside the stage) or raise stages.{stage}."
-    raise DataError(message, where=where, remedy=remedy + "max_rejected" if kept else "correct the samples")
+    raise DataError(message, where=where, remedy=remedy + "max_rejected" if total < samples else "correct the samples")
+
+
+def _check_kept(summary: dict[str, Any], stage: str, meta: str, max_rejected: float) -> None:
+    if not summary["kept"]:
+        told = _told(summary["rejected"], summary["reasons"])
+        raise DataError(f"no sample is left: {told}", where=f"stages.{stage}: {meta}",
+                        remedy=f"look at review.html beside the stage, and loosen stages.{stage}.curate")  # fmt: skip

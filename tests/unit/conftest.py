@@ -10,6 +10,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from hypothesis import settings
+
+settings.register_profile("any-machine", deadline=None)  # a busy one takes a second for what takes 10 ms
+settings.load_profile("any-machine")
 
 OFFICIAL = Path(__file__).parents[1] / "data" / "golden" / "official_tiny"
 

@@ -1,11 +1,13 @@
 """A StageIO in memory, for running a stage without a driver."""
 
 import shutil
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
+from orchestrator.checkpoints import sha256_of
+from orchestrator.folders import StoreFolder
 from stages.io import Input, Signal
 
 
@@ -32,6 +34,7 @@ class FakeIO:
         self.sources, self.inputs = sources or {}, inputs or {}
         self.rank, self.world = 0, 1
         self.folder, self.scratch = folder, folder / "scratch"
+        shutil.rmtree(self.scratch, ignore_errors=True)  # an attempt's own
         self.scratch.mkdir(parents=True)
         self.workers, self.stop_at = workers, stop_at
         self.ticks: list[tuple[int, int, dict[str, Any]]] = []
@@ -68,10 +71,34 @@ class FakeIO:
     def fetch(self, name: str) -> Path:
         return self.kept / name
 
-    def complete(self, folder: Path, summary: dict[str, Any], train_s: float = 0.0) -> None:
+    def complete(
+        self, folder: Path, summary: dict[str, Any], train_s: float = 0.0, stored: Sequence[dict[str, Any]] = ()
+    ) -> None:
         assert self.summary is None, "a stage completes once"
-        shutil.copytree(folder, self.result)
+        shutil.copytree(folder, self.result, dirs_exist_ok=True)
+        for file in stored:
+            path = self.result / file["name"]
+            assert path.stat().st_size == file["size"] and sha256_of(path) == file["sha256"]
         self.summary = summary
+
+    def result_folder(self) -> StoreFolder:
+        return StoreFolder(str(self.folder), "result")
+
+    def work_folder(self, name: str) -> StoreFolder:
+        return StoreFolder(str(self.folder), name)
+
+    def shared_folder(self, name: str) -> StoreFolder:
+        return StoreFolder(str(self.folder), f"shared/{name}")
+
+    def stream(self, function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
+        """In an order of its own, as a cluster would."""
+        call = function() if isinstance(function, type) else function
+        if self.workers == 1:
+            yield from map(call, reversed(items))
+            return
+        with ThreadPoolExecutor(self.workers) as pool:
+            for future in as_completed([pool.submit(call, item) for item in items]):
+                yield future.result()
 
     def map(self, function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
         if self.workers == 1:

@@ -7,14 +7,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from videos import FRAMES, LEAST, MOST, prepared_videos
 
 from modeling import batches
 from modeling.batches import Batch, Batcher, empty_batch, sample_checksum
 from modeling.epochs import StepPlan, plan_steps
 from modeling.errors import DataError
+from modeling.frames import FrameChoices
 from modeling.loss import total_weight
 from modeling.shards import ShardReader
-from modeling.tiles import to_pixels
+from modeling.tiles import frame_indices, to_pixels
 from stages.plan_packs import Lengths, step_weight
 
 CPU = torch.device("cpu")
@@ -162,6 +164,127 @@ def test_an_epochs_checksum_is_that_of_its_samples(micro, prepared, plan):
     rows = [build.batch(*place) for place in places(plan)]
     assert sum(row.counts.checksum for row in rows) == 2 * sum(sample_checksum(f"s{i}") for i in range(5))
     assert Counter(name for row in rows for name in row.ids) == {f"s{i}": 2 for i in range(5)}
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory, micro):
+    return prepared_videos(tmp_path_factory.mktemp("videos") / "prepared", micro)
+
+
+@pytest.fixture(scope="module")
+def video_plan(videos) -> StepPlan:
+    index = ShardReader(videos).index
+    return plan_steps(
+        index["tokens"], index["tiles"], index["repeat"], max_tokens=400, max_tiles=20, global_batch=2, seed=0,
+        epochs=10, choices=FrameChoices.of(index),
+    )  # fmt: skip
+
+
+def shown_as(plan, sample: int, frames: int) -> int:
+    """An occurrence of a video that shows so many frames."""
+    return int(np.flatnonzero((plan.sample == sample) & (plan.frames == frames))[0])
+
+
+def test_a_resumed_run_sees_the_same_videos(micro, videos, video_plan):
+    first, second = batcher(micro, videos, video_plan), batcher(micro, videos, video_plan)
+    whole = [first.batch(*place) for place in places(video_plan)]
+    half = len(whole) // 2
+    assert all(same(a, second.batch(*place)) for a, place in zip(whole[half:], places(video_plan)[half:], strict=True))
+    assert sum(row.counts.tiles for row in whole) == video_plan.frames[video_plan.packs.values].sum()
+    for row, (_, pack) in zip(whole, places(video_plan), strict=True):
+        counts, request = row.counts, first.request(0, pack)
+        assert counts.lost == 0 and counts.tokens == row.input_ids.shape[1] <= 400
+        tiles = 0 if row.pixels is None else len(row.pixels)
+        assert counts.tiles == tiles == video_plan.frames[pack].sum() == len(row.uniforms)
+        assert first.builder.size(request) == tiles * 32 * 32 * 3
+
+
+@pytest.mark.parametrize("frames", [LEAST, MOST])
+def test_a_video_shows_the_frames_of_its_occurrence(micro, videos, video_plan, frames):
+    """One frame of each interval, drawn by (seed, step, occurrence); in the text each has its number."""
+    build, reader = batcher(micro, videos, video_plan), ShardReader(videos)
+    occurrence = shown_as(video_plan, 2, frames)
+    row = build.batch(5, [occurrence])
+    chosen = frame_indices(frames, FRAMES, np.random.default_rng((0, 5, occurrence)))
+    _, pictures = reader.samples.video(reader.row(2), chosen, 32)
+    assert torch.equal(row.to(CPU).pixels, to_pixels(pictures))
+    text = micro.tokenizer.decode(row.input_ids[0])
+    assert text.count("<img>") == text.count("Frame-") == frames and f"Frame-{frames}: <img>" in text
+    assert "</img>\nWhich digits?" in text
+    other = build.batch(6, [occurrence])
+    assert torch.equal(row.input_ids, other.input_ids) and not torch.equal(row.pixels, other.pixels)
+
+
+def test_a_container_a_gif_and_a_folder_show_the_same(micro, videos):
+    reader = ShardReader(videos)
+    for indices in ([0, 5, 23], [7, 7, 2]):
+        mp4, gif, folder = (np.stack(reader.samples.video(reader.row(i), indices, 32)[1]).astype(int) for i in range(3))
+        assert np.array_equal(gif, folder)
+        assert np.abs(mp4 - folder).mean() < 6 < np.abs(mp4 - folder[::-1]).mean()
+    for i in range(3):
+        conversation, pictures = reader.sample(i)
+        middle = reader.samples.video(reader.row(i), frame_indices(MOST, FRAMES))
+        assert len(pictures) == MOST == len(middle[1]) and pictures[0].size == (40, 40)
+        assert conversation == reader.conversation(i) and all(a == b for a, b in zip(pictures, middle[1]))
+
+
+def test_a_short_video_repeats_its_last_frame(micro, videos, video_plan):
+    row = batcher(micro, videos, video_plan).batch(0, [shown_as(video_plan, 3, 6)])
+    pixels = row.pixels
+    assert len(pixels) == 6 and not torch.equal(pixels[0], pixels[1])
+    assert all(torch.equal(pixels[1], frame) for frame in pixels[2:])
+
+
+def test_videos_are_never_augmented(micro, videos, video_plan, monkeypatch):
+    """The index says `augment` for all of them."""
+    assert ShardReader(videos).index["augment"].all()
+    monkeypatch.setattr(batches, "jpeg", lambda *_: pytest.fail("a frame was compressed"))
+    for i in range(4):
+        batcher(micro, videos, video_plan).batch(0, [occurrence_of(video_plan, i)])
+
+
+def test_augmented_bytes_are_those_of_jpegs_of_75_to_100_and_come_again(micro, prepared, plan):
+    """Keyed by (seed, step, occurrence): what a resumed run sees is what it would have seen."""
+    reader, occurrence = ShardReader(prepared), occurrence_of(plan, 2)
+    plain = reader.sample(2)[1]
+    seen = set()
+    for step in range(25):
+        pixels = batcher(micro, prepared, plan).batch(step, [occurrence]).pixels
+        assert torch.equal(pixels, batcher(micro, prepared, plan).batch(step, [occurrence]).pixels)
+        for image, tile in zip(plain, pixels, strict=True):
+            matches = [q for q in range(1, 101) if np.array_equal(np.asarray(batches.jpeg(image, q)), tile.numpy())]
+            assert matches and max(matches) >= 75
+            seen.update(matches if len(matches) == 1 else ())
+    assert len(seen) > 8 and min(seen) >= 75
+
+
+@pytest.mark.parametrize("sample", [0, 2])
+def test_a_damaged_video_costs_its_weight_and_nothing_else(micro, videos, tmp_path, video_plan, sample):
+    folder = tmp_path / "damaged"
+    shutil.copytree(videos, folder)
+    row = ShardReader(folder).row(sample)
+    path = folder / "shards" / row["shard"]
+    content = bytearray(path.read_bytes())
+    for offset in row["image_offsets"]:
+        content[offset + 40] ^= 1
+    path.write_bytes(content)
+    members = [shown_as(video_plan, sample, 5), shown_as(video_plan, 1, 4)]
+    whole, lost = (batcher(micro, f, video_plan).batch(0, members) for f in (videos, folder))
+    assert lost.counts.lost == 1 and replace(lost.counts, lost=0) == whole.counts
+    for name in ("input_ids", "positions", "targets", "uniforms"):
+        assert torch.equal(getattr(lost, name), getattr(whole, name)), name
+    assert not lost.pixels[:5].any() and torch.equal(lost.pixels[5:], whole.pixels[5:])
+    first = lost.positions < ShardReader(folder).index["frame_tokens"][sample][5 - LEAST]
+    assert not lost.weights[first].any() and torch.equal(lost.weights[~first], whole.weights[~first])
+
+
+@pytest.mark.parametrize("reduction", ["token", "square"])
+def test_the_weights_of_a_step_of_videos_sum_to_its_denominator(micro, videos, video_plan, reduction):
+    build = batcher(micro, videos, video_plan, reduction=reduction)
+    lengths = Lengths.of(build.reader, reduction, "conversation", micro.resolved.tokens_per_tile)
+    for step in range(video_plan.steps):
+        total = sum(build.batch(step, pack).weights.double().sum().item() for pack in video_plan.step(step))
+        assert step_weight(video_plan, lengths, step) == pytest.approx(total, rel=1e-6)
 
 
 @pytest.fixture

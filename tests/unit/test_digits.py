@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from modeling.sources import Sample, read_meta, read_samples
+from modeling.meta import read_meta
+from modeling.sources import Sample, read_samples
 from modeling.tiles import count_tiles
 
 SCRIPT = Path(__file__).parents[2] / "experiments" / "digits.py"
@@ -62,7 +63,7 @@ def test_every_mixture_reads_with_unique_ids(made):
                 assert isinstance(sample, Sample)
                 assert sample.id not in ids and sample.id.startswith(sample.task)
                 ids.add(sample.id)
-                for path in sample.images:
+                for path in (media.path for media in sample.images):
                     with Image.open(path) as image:
                         assert image.size == ((128, 32) if sample.task == "row" else (32, 32))
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from modeling import digests as weights
 from modeling.errors import DataError
-from orchestrator import weights
 from orchestrator.fingerprint import canonical, fingerprint, source_digest_of, stage_identities
 from orchestrator.spec import load_spec
 
@@ -34,7 +34,7 @@ def identities(folder: Path, *overrides: str, digests=None, edit=(), vision="tin
     (folder / "x.yaml").write_text(text)
     experiment = load_spec(folder / "x.yaml", overrides)
     table = {"a_data": {"sha": "1"}, "b_data": {"sha": "2"}} if digests is None else digests
-    return stage_identities(experiment, lambda stage: table.get(stage.name))
+    return stage_identities(experiment, lambda mixture: table.get(f"{mixture}_data"))
 
 
 def changed(folder: Path, *overrides: str, **how) -> set[str]:
@@ -100,7 +100,7 @@ def test_a_change_reaches_the_stage_and_what_depends_on_it(tmp_path, override, e
 
 def test_names_of_stages_and_mixtures_are_not_identity(tmp_path):
     before = identities(tmp_path)
-    digests = {"a_data": {"sha": "1"}, "more": {"sha": "2"}}
+    digests = {"a_data": {"sha": "1"}, "bb_data": {"sha": "2"}}
     after = identities(
         tmp_path, digests=digests, edit=[("b_data", "more"), ("  b: ", "  bb: "), ("data: b}", "data: bb}")]
     )
@@ -178,15 +178,15 @@ def test_large_weights_are_sampled(tmp_path, monkeypatch):
 def test_source_digests_of_real_files(tmp_path):
     (tmp_path / "x.yaml").write_text(SPEC.format(vision="tiny-vit", language="tiny-qwen2"))
     experiment = load_spec(tmp_path / "x.yaml")
-    digest, stage = source_digest_of(experiment), experiment.stages["a_data"]
-    assert digest(stage) is None
+    digest = source_digest_of(experiment)
+    assert digest("a") is None
     (tmp_path / "a.json").write_text('{"a": {"root": ".", "annotation": "a.jsonl"}}')
-    assert source_digest_of(experiment)(stage) is None
+    assert source_digest_of(experiment)("a") is None
     line = '{"id": 0, "conversations": [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "hello"}]}\n'
     (tmp_path / "a.jsonl").write_text(line)
-    first = source_digest_of(experiment)(stage)
+    first = source_digest_of(experiment)("a")
     (tmp_path / "a.jsonl").write_text(line * 2)
-    assert first is not None and source_digest_of(experiment)(stage) != first
+    assert first is not None and source_digest_of(experiment)("a") != first
     (tmp_path / "a.json").write_text("{")
     with pytest.raises(DataError):
-        source_digest_of(experiment)(stage)
+        source_digest_of(experiment)("a")

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from fake_io import FakeIO
+from videos import LEAST, MOST, prepared_videos
 
 from modeling import epochs
 from modeling.epochs import StepPlan
@@ -69,10 +70,37 @@ def test_steps_hold_packs_of_like_cost_as_the_ranks_count_it(tmp_path, prepared,
     given = {}
     plan_steps = epochs.plan_steps
     monkeypatch.setattr("stages.plan_packs.plan_steps", lambda *a, **k: given.update(k) or plan_steps(*a, **k))
-    planned(tmp_path / "a", prepared)
-    lengths = Lengths.of(ShardReader(prepared), "token", "conversation", 4)
-    assert given["costs"].tolist() == lengths.cost.tolist()
+    plan = planned(tmp_path / "a", prepared)
+    reader = ShardReader(prepared)
+    lengths, index = Lengths.of(reader, "token", "conversation", 4), reader.index
+    cost = given["costs"](index["tokens"], index["tiles"])
+    assert lengths.costs(plan, list(plan.packs)) == [cost[plan.sample[pack]].sum() for pack in plan.packs]
     assert given["groups"].tolist() == [0, 0, 2, 1, 0]  # one, one, two, text, one
+
+
+def test_a_video_counts_with_the_frames_that_are_drawn(tmp_path, micro):
+    """In the packs, in the log, in what ranks are balanced by and in the FLOPs that are told."""
+    folder = prepared_videos(tmp_path / "data", micro)
+    reader, packing = ShardReader(folder), {"max_tokens": 150, "max_tiles": 10}
+    io = fake(tmp_path / "a", folder, packing=packing, epochs=20)
+    plan_packs(io)
+    plan = StepPlan.load(io.fetch(PLAN))
+    assert plan.frames is not None
+    choices, videos = reader.index["frame_tokens"], plan.sample < 4
+    assert set(plan.frames[videos]) == set(range(LEAST, MOST + 1)) and not plan.frames[~videos].any()
+    tokens = [
+        int(choices[s][k - LEAST]) if k else int(reader.index["tokens"][s]) for s, k in zip(plan.sample, plan.frames)
+    ]
+    lengths = Lengths.of(reader, "token", "conversation", 4)
+    for pack in plan.packs:
+        in_pack, tiles = lengths.of_pack(plan, pack)
+        assert in_pack.tolist() == [tokens[o] for o in pack] and tiles.tolist() == plan.frames[pack].tolist()
+        assert sum(in_pack) <= 150 and sum(tiles) <= 10
+        assert lengths.costs(plan, [pack]) == [sum(in_pack) + 16 * sum(tiles)]
+    fill = sum(tokens[o] for o in plan.packs.values) / (150 * len(plan.packs))
+    assert f"token fill {fill:.1%}" in io.lines[0]
+    index = reader.index
+    assert fill < index["tokens"][plan.sample[plan.packs.values]].sum() / (150 * len(plan.packs))
 
 
 def test_parents_are_found_by_kind():
@@ -83,8 +111,10 @@ def test_parents_are_found_by_kind():
     assert data_parent(io) is items["a"] and parent(io, "train") is items["b"] and parent(io, "export") is None
 
 
-def test_cost_grows_with_tokens_and_tiles(prepared):
-    reader = ShardReader(prepared)
+def test_cost_grows_with_tokens_and_tiles(tmp_path, prepared):
+    reader, plan = ShardReader(prepared), planned(tmp_path, prepared)
     lengths = Lengths.of(reader, "token", "conversation", 4)
-    assert lengths.cost.tolist() == (reader.index["tokens"] + 16 * reader.index["tiles"]).tolist()
+    expected = (reader.index["tokens"] + 16 * reader.index["tiles"])[plan.sample].tolist()
+    assert lengths.costs(plan, [np.array([o]) for o in range(len(plan.sample))]) == expected
+    assert plan.frames is None
     assert lengths.weight.tolist() == [sum(a) for a in reader.index["answers"]]

@@ -19,8 +19,8 @@ from modeling.tiles import split_image
 from modeling.tokenizer import build_tokenizer
 from stages.params import DataParams, ModelParams, PrepareParams
 from stages.prepare import measure as measuring
-from stages.prepare.chunks import split_lines
 from stages.prepare.digest import source_digest
+from stages.prepare.formats import runs_of_lines
 from stages.prepare.run import prepare
 
 TILE, PER_TILE = 32, 4
@@ -155,7 +155,7 @@ def broken(mixture: Mixture) -> list[tuple[dict | bytes, str]]:
         (ask("<image>" * 13, image=["big.png"] * 13), "too_many_tiles"),
         (ask("x", "y" * 200), "too_long"),
         (ask("x", ""), "kept"),
-        (ask(video="a.mp4"), "unsupported_video"),
+        (ask(video="a.mp4"), "missing_video"),
     ]
 
 
@@ -194,7 +194,7 @@ def test_a_wrong_extension_is_read_by_content(mixture):
     out = mixture.add("d", [ask(image="really_jpeg.png")]).prepare()
     reader = ShardReader(out.result)
     assert reader.read(0)[1] == [whole]
-    assert b"000-000000001.0.jpg" in (out.result / "shards" / "000000.tar").read_bytes()
+    assert b"000-000000-000000001.0.jpg" in (out.result / "shards" / "000000-000000.tar").read_bytes()
 
 
 def test_no_supervised_token_is_a_reason(mixture, monkeypatch):
@@ -258,12 +258,10 @@ def test_a_wrong_length_in_the_meta_is_told(mixture):
 
 @pytest.mark.parametrize("text", [b"", b"a", b"a\n", b"a\nb", b"\n\na\n" * 5, b"a\r\nb\r\nc"])
 def test_chunks_of_lines_cover_the_file(tmp_path, text):
-    path = tmp_path / "x"
-    path.write_bytes(text)
-    pieces = list(split_lines(path, 2))
-    assert b"".join(text[offset : offset + size] for offset, size, _, _ in pieces) == text
-    assert [first for _, _, first, _ in pieces] == list(range(1, 2 * len(pieces), 2))
-    assert sum(lines for *_, lines in pieces) == len(text.splitlines())
+    pieces = list(runs_of_lines(io.BytesIO(text), 2))
+    assert b"".join(text[offset : offset + size] for _, _, offset, size in pieces) == text
+    assert [first for first, *_ in pieces] == list(range(1, 2 * len(pieces), 2))
+    assert sum(lines for _, lines, *_ in pieces) == len(text.splitlines())
 
 
 def test_digest_follows_meaning_annotations_and_media(mixture):

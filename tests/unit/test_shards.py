@@ -62,6 +62,8 @@ def test_index_columns(tmp_path):
     assert answers[-1].tolist() == [1, 1] and answers.sums().tolist() == [1, 2] * 3
     with pytest.raises(IndexError):
         answers[6]
+    assert not reader.index["frames"].any() and reader.index["frames"].dtype == np.int32, "no videos, no nulls"
+    assert not reader.index["min_frames"].any() and not len(reader.index["frame_tokens"].values)
     row = reader.row(2)
     assert (row["id"], row["max_tiles"], row["tiles_per_image"], row["repeat"]) == ("id2", 12, [1, 1], 0.5)
     json.dumps(row)

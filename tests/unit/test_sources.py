@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from modeling.errors import DataError
-from modeling.sources import Dataset, Rejected, Sample, parse_line, read_meta, read_samples
+from modeling.meta import Dataset, read_meta
+from modeling.sources import Media, Rejected, Sample, parse_line, read_samples
 
 
 def write_meta(folder: Path, meta: object) -> Path:
@@ -23,7 +24,7 @@ def entry(**changes: object) -> dict:
 
 @pytest.fixture
 def dataset() -> Dataset:
-    return Dataset("photos", "/data/photos", Path("/data/a.jsonl"), "a.jsonl", False, None, 1.0)
+    return Dataset("photos", "/data/photos", ("/data/a.jsonl",), "a.jsonl", False, None, 1.0)
 
 
 def line(**changes: object) -> bytes:
@@ -40,7 +41,7 @@ def test_official_meta_keys_and_paths_relative_to_the_meta_file(tmp_path):
     meta = {"a": entry(max_dynamic_patch=12, length=3, repeat_time=0.5, data_augment=True), "b": entry(root="/abs")}
     first, second = read_meta(write_meta(tmp_path, meta))
     assert first == Dataset(
-        "a", str(tmp_path / "images"), tmp_path / "a.jsonl", "a.jsonl", True, max_tiles=12, repeat=0.5, length=3
+        "a", str(tmp_path / "images"), (str(tmp_path / "a.jsonl"),), "a.jsonl", True, max_tiles=12, repeat=0.5, length=3
     )
     assert (second.root, second.max_tiles, second.repeat) == ("/abs", None, 1.0)
 
@@ -58,12 +59,14 @@ def test_official_meta_keys_and_paths_relative_to_the_meta_file(tmp_path):
         ),
         ({"a": entry(zzz=6)}, ["unknown key 'zzz'", "known keys: root, annotation"]),
         ({"a": {"root": "x"}}, ["a.annotation: must be a path, found None"]),
-        ({"a": {"annotation": "a.jsonl"}}, ["a.root: must be a path"]),
+        ({"a": {"root": 3, "annotation": "a.jsonl"}}, ["a.root: must be a path"]),
         ({"a": entry(annotation="b.jsonl")}, ["a.annotation", "b.jsonl not found"]),
-        ({"a": entry(annotation="a.json")}, ["not a .jsonl file", "one JSON object per line"]),
-        ({"a": entry(root="s3://bucket")}, ["is a URL", "copy the data"]),
-        ({"a": entry(repeat_time=-1)}, ["a.repeat_time", "above 0, found -1"]),
-        ({"a": entry(repeat_time=0)}, ["above 0, found 0", "remove the dataset"]),
+        ({"a": entry(annotation="a.csv")}, ["'a.csv' is of no known format", ".jsonl, .json, .parquet, .tar"]),
+        ({"a": entry(annotation="b-*.jsonl")}, ["no file matches", "relative to the meta file"]),
+        ({"a": entry(annotation=[])}, ["a.annotation: must be a path, found []"]),
+        ({"a": entry(annotation=["a.jsonl", 3])}, ["a.annotation: must be a path"]),
+        ({"a": entry(root="https://host/x")}, ["is a URL", "copy the data"]),
+        ({"a": entry(repeat_time=-1)}, ["a.repeat_time", "0 or more, found -1"]),
         ('{"a": {"root": "", "annotation": "a.jsonl", "repeat_time": NaN}}', ["repeat_time", "found nan"]),
         ({"a": entry(repeat_time="2")}, ["repeat_time", "found '2'"]),
         ({"a": entry(data_augment="yes")}, ["a.data_augment", "true or false"]),
@@ -92,7 +95,7 @@ def test_llava_line(dataset):
     sample = parse_line(dataset, 3, line(extra={"kept": "out"}))
     assert isinstance(sample, Sample)
     assert (sample.id, sample.dataset, sample.task, sample.file, sample.line) == ("7", "photos", "photos", "a.jsonl", 3)
-    assert sample.images == ("/data/photos/a/b.jpg",)
+    assert sample.images == (Media("a/b.jpg", "/data/photos/a/b.jpg"),) and sample.type == "image"
     assert sample.conversation[1] == {"from": "gpt", "value": "A cat."}
 
 
@@ -111,7 +114,7 @@ def test_llava_line(dataset):
 def test_images_of_a_line(dataset, changes, images):
     sample = parse_line(dataset, 1, line(**changes))
     assert isinstance(sample, Sample)
-    assert sample.images == images
+    assert tuple(media.path for media in sample.images) == images
 
 
 def test_accepted_forms(dataset):
@@ -135,7 +138,11 @@ def test_accepted_forms(dataset):
         (line(id=[1]), "bad_id"),
         (line(id=True), "bad_id"),
         (line(conversations=...), "missing_conversations"),
-        (line(conversations=..., messages=[]), "missing_conversations"),
+        (line(conversations=..., messages=3), "missing_conversations"),
+        (line(conversations=..., messages=[]), "empty_conversation"),
+        (line(conversations=..., messages=["hi"]), "bad_turn"),
+        (line(conversations=..., messages=[{"role": "user", "content": [{"type": "audio"}]}]), "bad_turn"),
+        (line(conversations=..., messages=[{"role": "tool", "content": "x"}]), "unknown_role"),
         (line(conversations=[]), "empty_conversation"),
         (line(conversations=["hi"]), "bad_turn"),
         (line(conversations=turns(("human", None), ("gpt", "x"))), "bad_turn"),
@@ -155,7 +162,15 @@ def test_accepted_forms(dataset):
         (line(image="x/../../photos2/a.jpg"), "outside_root"),
         (line(image="/etc/passwd"), "outside_root"),
         (line(image="."), "outside_root"),
-        (line(image=..., video="a.mp4"), "unsupported_video"),
+        (line(image="https://host/a.jpg"), "bad_image"),
+        (line(image="data:image/png;base64,***"), "bad_image"),
+        (line(image={"bytes": None, "path": "a.jpg"}), "bad_image"),
+        (line(image=..., video=["a.mp4", "b.mp4"]), "unsupported_video"),
+        (line(image=..., video=3), "bad_video"),
+        (line(image=..., video="../a.mp4"), "outside_root"),
+        (line(image=..., video="a.mp4", clip=[3, 1]), "bad_video"),
+        (line(image=..., video="a.mp4", clip="1-3"), "bad_video"),
+        (line(image=..., video="frames/", clip=[1, 3]), "bad_video"),
         (line(conversations=turns(("human", "<video>\nWhat?"), ("gpt", "x"))), "unsupported_video"),
     ],
 )
@@ -168,13 +183,13 @@ def test_broken_lines_are_rejected_with_their_reason(dataset, raw, reason):
 
 
 def test_root_of_the_file_system_holds_every_path(dataset):
-    everything = Dataset("all", os.sep, dataset.annotation, "a.jsonl", False, None, 1.0)
+    everything = Dataset("all", os.sep, dataset.annotations, "a.jsonl", False, None, 1.0)
     sample = parse_line(everything, 1, line(image="/data/x.jpg"))
     assert isinstance(sample, Sample)
-    assert sample.images == ("/data/x.jpg",)
+    assert sample.images[0].path == "/data/x.jpg"
 
 
 def test_read_samples_skips_blank_lines_and_keeps_line_numbers(tmp_path):
-    dataset = Dataset("d", str(tmp_path), tmp_path / "a.jsonl", "a.jsonl", False, None, 1.0)
-    dataset.annotation.write_bytes(line() + b"\r\n\n" + b"{\n" + line())
+    dataset = Dataset("d", str(tmp_path), (str(tmp_path / "a.jsonl"),), "a.jsonl", False, None, 1.0)
+    (tmp_path / "a.jsonl").write_bytes(line() + b"\r\n\n" + b"{\n" + line())
     assert [(type(item), item.line) for item in read_samples(dataset)] == [(Sample, 1), (Rejected, 3), (Sample, 4)]

@@ -11,7 +11,15 @@ import numpy as np
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from modeling.template import DEFAULT_SYSTEM, IGNORE, IMG_CONTEXT, SPECIAL_TOKENS, encode_conversation, encode_prompt
+from modeling.template import (
+    DEFAULT_SYSTEM,
+    IGNORE,
+    IMG_CONTEXT,
+    SPECIAL_TOKENS,
+    encode_conversation,
+    encode_prompt,
+    frame_token_counts,
+)
 from modeling.tokenizer import build_tokenizer
 
 GOLDEN = [
@@ -207,3 +215,31 @@ def test_a_prompt_is_what_comes_before_the_answer_in_training(tokenizer):
     assert prompt == encoded.input_ids[: encoded.answer_spans[-1][0]]
     with pytest.raises(ValueError, match="human turn"):
         encode_prompt(conversation, tokenizer, [2], 4)
+
+
+VIDEOS = [
+    turns("What happens?", "a"),
+    turns("<video>\n这段视频讲的是什么？", "一只猫", "And then?", "nothing"),
+    turns("Look: <video>\n   1. what 2. Frame-3: who", "a"),
+    turns("first a question", "an answer", "now <video>\n", "b"),
+    [{"from": "system", "value": "s"}, *turns("<video>\n<video>", "a")],
+]
+
+
+@pytest.mark.parametrize("tokenizer", [TOKENIZER, BOS_TOKENIZER, build_tokenizer("tiny-bpe")])
+@pytest.mark.parametrize("conversation", VIDEOS, ids=range(len(VIDEOS)))
+def test_lengths_of_a_video_are_those_of_its_samples(tokenizer, conversation):
+    counts = [*range(1, 14), 32, 99, 101]
+    expected, answers = [], []
+    for count in counts:
+        encoded = encode_conversation(conversation, tokenizer, [1] * count, 5, system="s", video=True)
+        expected.append(len(encoded.input_ids))
+        answers.append([end - start for start, end in encoded.answer_spans])
+    assert frame_token_counts(conversation, tokenizer, 5, counts, system="s") == expected
+    assert all(lengths == answers[0] for lengths in answers), "answers are the same whatever is shown"
+
+
+@pytest.mark.parametrize("question", ["<image>", "a </img> <video>\n", "<video>", "<video>\n<video>\n"])
+def test_a_video_whose_text_does_not_fit_is_refused(question):
+    with pytest.raises(ValueError, match=r"placeholders|ends an image"):
+        frame_token_counts(turns(question, "a"), TOKENIZER, 4, range(8, 33))

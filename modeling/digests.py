@@ -29,17 +29,24 @@ def tokenizer_digest(folder: Path) -> str | None:
     return _digest(folder, files) if files else None
 
 
+def language_digest(path: Path) -> str | None:
+    """A folder with everything in it, or a .gguf file; None where neither is there."""
+    if path.is_dir():
+        return _digest(path, _files(path)) if (path / "config.json").is_file() else None
+    return _digest(path.parent, [path], named=False) if path.is_file() and path.suffix == ".gguf" else None
+
+
 def _files(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
     return sorted(f for f in folder.iterdir() if f.is_file() and f.suffix not in _IGNORED and f.name[0] != ".")
 
 
-def _digest(folder: Path, files: list[Path]) -> str:
+def _digest(folder: Path, files: list[Path], named: bool = True) -> str:
     total = hashlib.sha256()
     for path in files:
         size = path.stat().st_size
-        total.update(f"{path.relative_to(folder).as_posix()}\0{size}\0".encode())
+        total.update(f"{path.relative_to(folder).as_posix() if named else ''}\0{size}\0".encode())
         with path.open("rb") as file:
             if size <= SMALL:
                 total.update(hashlib.file_digest(file, "sha256").digest())

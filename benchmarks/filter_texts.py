@@ -1,0 +1,539 @@
+"""Texts for benchmarks/filters.py, in English, Chinese and code: clean ones, and bad ones made from others.
+
+Clean: documents of Debian packages (APT says which) and of the Python packages installed, cut at paragraphs, entries,
+functions or classes; and made texts of the kinds that a vision-language mixture has and a filter likes to take for
+loops: tables, boxes, forms, sums, songs, short answers. Bad: clean texts that are shown nowhere else, spoiled by the
+generators of `SPOIL`: what is spoiled begins anywhere or only at the end, is mostly cut off, and has from the fewest
+repeats that a reader calls a loop to many. A hash of its words says to which half a text belongs and whether it is
+shown clean or spoiled, so that a copy of it in another package goes where it went.
+"""
+
+import ast
+import gzip
+import hashlib
+import inspect
+import json
+import random
+import re
+import sysconfig
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+APT = "fortunes fortunes-zh manpages-zh debian-faq-zh-cn debian-reference-zh-cn maint-guide-zh-cn libc6-dev"
+SHORTEST, LONGEST = 40, 8000  # characters of a piece of a document
+
+SHARE = Path("/usr/share")
+FORTUNES = SHARE / "games/fortunes"
+BOOKS = {
+    "debian-reference": SHARE / "debian-reference/debian-reference.zh-cn.txt.gz",
+    "debian-faq": SHARE / "doc/debian/FAQ/debian-faq.zh-cn.txt.gz",
+    "maint-guide": SHARE / "doc/maint-guide-zh-cn/maint-guide.zh-cn.txt.gz",
+}
+_ESCAPE = re.compile(r"\x1b\[[0-9;]*m|.\x08")
+_ROFF_FONT = re.compile(r"\\f(\[\w*\]|\(..|.)|\\&|\\/|\\,|\\:|\\\|")
+LANGUAGES = ("en", "zh", "code")
+
+
+@dataclass(frozen=True)
+class Text:
+    text: str
+    language: str
+    source: str
+    kind: str = "clean"
+
+
+def side(text: str) -> tuple[int, bool]:
+    """(half 0 or 1, whether it is to be spoiled), by the words of the text."""
+    digest = hashlib.sha256(" ".join(text.split()).encode("utf-8", "replace")).digest()
+    return digest[0] & 1, digest[1] < 80
+
+
+# -- documents ------------------------------------------------------------------------------------------------------
+
+
+def pieces(document: str) -> Iterator[str]:
+    """Runs of whole paragraphs of a document, of varied length.
+
+    They are the same for every seed of the benchmark, so that a passage stays in its half for all seeds. What documents
+    share, such as notices of licences, is in both halves: some 2 % of the paragraphs.
+    """
+    held, goal, rng = "", 0, random.Random(document)
+    for paragraph in re.split(r"\n\s*\n", document):
+        goal = goal or int(SHORTEST * (LONGEST / SHORTEST) ** rng.random())
+        held += ("\n\n" if held else "") + paragraph.strip("\n")
+        if len(held) >= goal:
+            yield held
+            held, goal = "", 0
+
+
+def fortunes(names: list[Path]) -> Iterator[str]:
+    for path in names:
+        yield from _ESCAPE.sub("", path.read_text("utf-8", "replace")).split("\n%\n")
+
+
+def manual(path: Path) -> str:
+    """A manual page without its markup; paragraphs stay paragraphs."""
+    out = []
+    for line in gzip.decompress(path.read_bytes()).decode("utf-8", "replace").splitlines():
+        line = _ROFF_FONT.sub("", line).replace(r"\-", "-").replace(r"\e", "\\").replace(r"\(co", "©")
+        if line.startswith(('.\\"', "'\\\"", ".TH", ".so", ".if", ".ie", ".el", ".de", ".ds", ".nr", "..")):
+            continue
+        if line.startswith((".SH", ".SS", ".PP", ".TP", ".LP", ".P", ".IP", ".sp")):
+            out.append("")
+        line = re.sub(r"^[.'][A-Za-z]+ ?", "", line).strip('"')
+        if line:
+            out.append(line)
+    return "\n".join(out)
+
+
+def python_files(rng: random.Random, count: int) -> list[Path]:
+    library, packages = (Path(sysconfig.get_paths()[name]) for name in ("stdlib", "purelib"))
+    own = [path for path in sorted(library.rglob("*.py")) if "site-packages" not in path.parts]
+    others = [path for path in sorted(packages.rglob("*.py")) if "_vendor" not in path.parts]
+    return [*rng.sample(own, min(count, len(own))), *rng.sample(others, min(count, len(others)))]
+
+
+def python_texts(files: list[Path]) -> Iterator[tuple[str, str]]:
+    """("docstrings" | "python", text): docstrings, and functions and classes as they stand."""
+    for path in files:
+        try:
+            source = path.read_text("utf-8")
+            tree = ast.parse(source)
+        except (UnicodeDecodeError, SyntaxError, ValueError, RecursionError):
+            continue  # test data of the packages: not every file is a program
+        lines = source.splitlines()
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and (words := ast.get_docstring(node)):
+                yield "docstrings", inspect.cleandoc(words)
+        for node in tree.body:
+            if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.end_lineno:
+                yield "python", "\n".join(lines[node.lineno - 1 : node.end_lineno])
+
+
+def documents(rng: random.Random) -> Iterator[tuple[str, str, str]]:
+    """(language, source, text) of everything on this machine. Raises FileNotFoundError where a package is absent."""
+    for path in [*BOOKS.values(), FORTUNES / "tang300", FORTUNES / "literature", Path("/usr/include/stdio.h")]:
+        if not path.exists():
+            raise FileNotFoundError(f"{path} not found: apt-get update; apt-get install {APT}")
+    chinese = ["chinese", "tang300", "song100"]
+    english = [path for path in sorted(FORTUNES.iterdir()) if not path.suffix and path.name not in chinese]
+    for text in fortunes(english):
+        yield "en", "fortunes", text
+    for text in fortunes([FORTUNES / name for name in chinese]):
+        yield "zh", "fortunes-zh", text
+    for path in sorted((SHARE / "common-licenses").iterdir()):
+        for text in pieces(path.read_text("utf-8", "replace")):
+            yield "en", "licences", text
+    for name, path in BOOKS.items():
+        for text in pieces(gzip.decompress(path.read_bytes()).decode("utf-8", "replace")):
+            yield "zh", name, text
+    for path in sorted((SHARE / "man/zh_CN").rglob("*.gz")):
+        for text in pieces(manual(path)):
+            if sum("\u4e00" <= c <= "\u9fff" for c in text) > len(text) / 10:
+                yield "zh", "manpages-zh", text
+    for kind, text in python_texts(python_files(rng, 700)):
+        yield ("en" if kind == "docstrings" else "code"), kind, text
+    headers = sorted(Path("/usr/include").rglob("*.h"))
+    for path in rng.sample(headers, min(len(headers), 500)):
+        for text in pieces(path.read_text("utf-8", "replace")):
+            yield "code", "C headers", text
+
+
+# -- made texts -----------------------------------------------------------------------------------------------------
+
+SONGS = {
+    "en": [
+        "Row, row, row your boat,\nGently down the stream.\nMerrily, merrily, merrily, merrily,\nLife is but a dream.",
+        "Twinkle, twinkle, little star,\nHow I wonder what you are!\nUp above the world so high,\n"
+        "Like a diamond in the sky.\nTwinkle, twinkle, little star,\nHow I wonder what you are!",
+        "The wheels on the bus go round and round,\nRound and round, round and round,\n"
+        "The wheels on the bus go round and round,\nAll through the town.",
+        "Ha ha ha ha! That is a good one.",
+        "London Bridge is falling down,\nFalling down, falling down,\nLondon Bridge is falling down,\nMy fair lady.",
+    ],
+    "zh": [
+        "两只老虎，两只老虎，\n跑得快，跑得快，\n一只没有眼睛，一只没有尾巴，\n真奇怪，真奇怪。",
+        "采采芣苢，薄言采之。采采芣苢，薄言有之。\n采采芣苢，薄言掇之。采采芣苢，薄言捋之。",
+        "哈哈哈哈哈哈，这张图真好笑！",
+        "寻寻觅觅，冷冷清清，凄凄惨惨戚戚。",
+        "鹅，鹅，鹅，曲项向天歌。\n白毛浮绿水，红掌拨清波。",
+    ],
+}
+NOUNS = {
+    "en": [
+        "dog",
+        "cat",
+        "person",
+        "bicycle",
+        "car",
+        "traffic",
+        "light",
+        "bench",
+        "umbrella",
+        "handbag",
+        "tie",
+        "suitcase",
+        "frisbee",
+        "kite",
+        "bottle",
+        "cup",
+    ],
+    "zh": [
+        "狗",
+        "猫",
+        "行人",
+        "自行车",
+        "汽车",
+        "红绿灯",
+        "长椅",
+        "雨伞",
+        "手提包",
+        "领带",
+        "行李箱",
+        "飞盘",
+        "风筝",
+        "瓶子",
+        "杯子",
+    ],
+}
+LABELS = {
+    "en": ["Name", "Date of birth", "Address", "Invoice no.", "Total", "Tax", "Quantity", "Signature", "Phone"],
+    "zh": ["姓名", "出生日期", "住址", "发票号码", "合计", "税额", "数量", "签字", "电话"],
+}
+
+
+def table(rng: random.Random, nouns: list[str]) -> str:
+    columns, cells = (
+        rng.randint(2, 8),
+        rng.choice([["Yes", "No"], ["-"], ["0", "1"], [str(n) for n in range(3000)], ["0.00", "1.25"]]),
+    )
+    rows = [[rng.choice(nouns), *(rng.choice(cells) for _ in range(columns))] for _ in range(rng.randint(3, 20))]
+    if rng.random() < 0.2:
+        return "\n".join(",".join(row) for row in rows)
+    if rng.random() < 0.2:
+        row = " & ".join("c" * 1 for _ in range(columns))
+        return f"\\begin{{tabular}}{{{row}}}\n" + " \\\\\n".join(" & ".join(row) for row in rows) + "\n\\end{tabular}"
+    head = f"| {' | '.join(['#', *nouns[:columns]])} |\n|{'---|' * (columns + 1)}\n"
+    return head + "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def boxes(rng: random.Random, nouns: list[str]) -> str:
+    count = rng.randint(1, 25)
+    corners = [sorted(rng.sample(range(1000), 2)) + sorted(rng.sample(range(1000), 2)) for _ in range(count)]
+    if rng.random() < 0.4:
+        name = rng.choice(nouns)
+        return f"<ref>{name}</ref><box>{[[a, c, b, d] for a, b, c, d in corners]}</box>"
+    if rng.random() < 0.5:
+        return "\n".join(f"<ref>{rng.choice(nouns)}</ref><box>[[{a}, {c}, {b}, {d}]]</box>" for a, b, c, d in corners)
+    return json.dumps(
+        [{"label": rng.choice(nouns), "bbox": corner} for corner in corners],
+        ensure_ascii=False,
+        indent=rng.choice([None, 2]),
+    )
+
+
+def form(rng: random.Random, labels: list[str]) -> str:
+    def filled() -> str:
+        return rng.choice(
+            [
+                "______________",
+                "N/A",
+                f"{rng.random() * 1000:.2f}",
+                f"{rng.randint(1, 10**9)}",
+                "□ □",
+                "1000000",
+                "XXXX",
+            ]
+        )
+
+    sheets = [
+        "\n".join(f"{label}: {filled()}" for label in rng.sample(labels, rng.randint(3, len(labels))))
+        for _ in range(rng.randint(1, 3))
+    ]
+    return ("\n" + rng.choice("-=*") * rng.randint(20, 90) + "\n").join(sheets)
+
+
+def sums(rng: random.Random, says: str) -> str:
+    kind = rng.randrange(5)
+    if kind == 0:
+        n = rng.randint(2, 12)
+        return "\n".join(f"{n} × {i} = {n * i}" for i in range(1, rng.randint(9, 20)))
+    if kind == 1:
+        return "\n".join("  ".join(f"{i}×{j}={i * j}" for i in range(1, j + 1)) for j in range(1, 10))
+    if kind == 2:
+        a, b = rng.randint(10**5, 10**30), rng.randint(10**5, 10**30)
+        return f"{says} {a} × {b} = {a * b}"
+    if kind == 3:
+        size = rng.randint(2, 6)
+        entries = " \\\\ ".join(" & ".join("1" if i == j else "0" for j in range(size)) for i in range(size))
+        return f"{says} $$I = \\begin{{pmatrix}} {entries} \\end{{pmatrix}}$$"
+    steps = [
+        f"{says} x_{{{i}}} = \\frac{{{rng.randint(1, 99)}}}{{{rng.randint(1, 99)}}} x_{{{i - 1}}} + {rng.randint(1, 9)}"
+        for i in range(1, rng.randint(3, 9))
+    ]
+    return "\n".join(steps) + f"\n\\boxed{{{rng.randint(1, 999)}}}"
+
+
+def short(rng: random.Random, language: str) -> str:
+    fixed = {
+        "en": ["A", "B", "Yes", "No", "7", "1000000", "0", "0.5", "-", "?", "stop", "12:00", "none", "C. 25%"],
+        "zh": ["是", "否", "七", "红色", "无", "。", "三个", "B", "5", "左边"],
+    }
+    return (
+        rng.choice(fixed[language]) if rng.random() < 0.5 else f"{rng.choice(NOUNS[language])} {rng.randint(0, 99999)}"
+    )
+
+
+def program(rng: random.Random) -> str:
+    name, count = rng.choice(["value", "node", "user", "frame"]), rng.randint(3, 20)
+    numbers = [rng.randint(0, 999) for _ in range(count)]
+    objects = [{"id": i, name: n, "tags": [], "parent": None} for i, n in enumerate(numbers)]
+    dump = [" ".join(f"{b if rng.random() < 0.5 else 0:02x}" for b in rng.randbytes(16)) for _ in numbers]
+    nested = "  if (a) {\n    if (b) {\n      while (c) {\n        d();\n      }\n    }\n  }\n"
+    imports = "import os\nimport sys\nimport json\nfrom a import b\nfrom a import c\n\n"
+    return rng.choice([
+        "\n".join(f"assert {name}({n}) == {n * n}" for n in numbers),
+        "\n".join(f"    {name.upper()}_{i} = {i}" for i in range(count)),
+        f"for (;;) {{\n{nested}}}\n" * 2,
+        "\n".join(f"INSERT INTO {name} (id, count) VALUES ({i}, {n});" for i, n in enumerate(numbers)),
+        "<ul>\n" + "".join(f'  <li><a href="#{name}{n}">{name} {n}</a></li>\n' for n in numbers) + "</ul>",
+        "\n".join(f"{16 * i:08x}  {line}" for i, line in enumerate(dump)),
+        json.dumps(objects, indent=2),
+        imports + "\n".join(f"def {name}_{n}():\n    return {n}\n" for n in set(numbers[:6])),
+        f"{name} = [" + ", ".join(["0"] * count) + "]",
+    ])  # fmt: skip
+
+
+def answer(rng: random.Random, language: str) -> str:
+    """An answer to a question about a picture."""
+    says = {"en": "Hence", "zh": "因此"}[language]
+    return rng.choice([
+        lambda: table(rng, NOUNS[language]), lambda: boxes(rng, NOUNS[language]), lambda: form(rng, LABELS[language]),
+        lambda: sums(rng, says), lambda: short(rng, language), lambda: rng.choice(SONGS[language]),
+    ])()  # fmt: skip
+
+
+def made(rng: random.Random, count: int) -> Iterator[tuple[str, str]]:
+    """`count` pairs (language, text) of each language."""
+    for _ in range(count):
+        yield "code", program(rng)
+        yield "en", answer(rng, "en")
+        yield "zh", answer(rng, "zh")
+
+
+# -- spoiling -------------------------------------------------------------------------------------------------------
+
+_CJK = re.compile(r"[\u4e00-\u9fff]")
+
+
+def sentences(text: str, language: str) -> list[str]:
+    """Lines of code, or sentences of some length, each with what follows it."""
+    if language == "code":
+        found = [line + "\n" for line in text.splitlines()]
+        return [line for line in found if sum(map(str.isalnum, line)) >= 10]
+    flat = " ".join(text.split())
+    found = re.findall(r"[^。！？；]+[。！？；]" if language == "zh" else r"[^.!?]+[.!?]+\s", flat + " ")
+    least = 8 if language == "zh" else 20
+    return [one for one in found if sum(map(str.isalnum, one)) >= least]
+
+
+def words(text: str, language: str) -> list[str]:
+    if language == "zh":
+        return [word for word in re.findall(r"[\u4e00-\u9fff]+", text) if len(word) > 1]
+    return [word for word in re.findall(r"[A-Za-z_]+", text) if len(word) > 2]
+
+
+def more(rng: random.Random, least: int, mean: float) -> int:
+    """`least` or more: small numbers are as likely as any, so that the hardest loops are well represented."""
+    return least + int(rng.expovariate(1 / (mean - least)))
+
+
+def placed(rng: random.Random, text: str, spoiled: str, language: str) -> str:
+    """The spoiled stretch in a text: from its beginning, from anywhere, or only at the end; mostly cut off."""
+    glue = "\n" if language == "code" else ("" if language == "zh" else " ")
+    keep = rng.choice([0.0, rng.random(), 1.0])
+    head, tail = text[: int(len(text) * keep)], text[int(len(text) * keep) :]
+    if rng.random() < 0.6 or not tail:
+        return head + glue + spoiled[: len(spoiled) - rng.randrange(max(1, min(12, len(spoiled) // 20)))]
+    return head + glue + spoiled + glue + tail
+
+
+def unit(rng: random.Random, text: str, language: str) -> tuple[str, int]:
+    """(what repeats, the least repeats that a reader calls a loop), from one character to several sentences."""
+    every, lines = words(text, language), sentences(text, language)
+    scale = rng.choice(["syllable", "word", "phrase", "sentence", "sentence", "sentences", "digits"])
+    space = "" if language == "zh" else " "
+    if scale == "syllable":  # no space anywhere
+        word = rng.choice(every)
+        return word[: rng.randint(1, 2) if language == "zh" else rng.randint(2, 4)], 20
+    if scale == "word":
+        word = rng.choice(every)
+        return (word[:2] + rng.choice(["", "，"]) if language == "zh" else word + rng.choice([" ", ", "])), 12
+    if scale == "phrase":
+        at = rng.randrange(max(1, len(every) - 5))
+        chosen = every[at : at + (2 if language == "zh" else rng.randint(2, 5))]
+        return "".join(w[:6] for w in chosen) + "，" if language == "zh" else " ".join(chosen) + space, 6
+    if scale == "digits":
+        digits = "".join(rng.choice("0123456789") for _ in range(rng.randint(3, 12)))
+        return digits + rng.choice(["", " ", ", "]), 12
+    at = rng.randrange(len(lines))
+    return ("".join(lines[at : at + rng.randint(2, 4)]) if scale == "sentences" else lines[at]), 3
+
+
+def loop(rng: random.Random, text: str, language: str) -> str:
+    what, least = unit(rng, text, language)
+    if rng.random() < 0.75:
+        return placed(rng, text, what * more(rng, least, 4 * least), language)
+    out, every = [], words(text, language)
+    for _ in range(more(rng, max(6, least), 6 * least)):  # a loop with a slip now and then
+        slip, at = rng.random(), rng.randrange(len(what))
+        if slip < 0.1:
+            out.append(what[:at] + rng.choice(every)[:6] + what[at:])
+        elif slip < 0.2:
+            out.append(what[:at] + what[at + 1 :])
+        else:
+            out.append(what)
+    return placed(rng, text, "".join(out), language)
+
+
+def zeros(rng: random.Random, text: str, language: str) -> str:
+    times = more(rng, 48, 150)
+    kinds = ["0", "0", "0, ", "0 ", "0.0 ", "0.00, ", "00 ", "0\n", "0.0, 0, "]
+    if language == "code":
+        kinds += ["0x00, ", "0.0, ", "[0, 0, 0], "]
+    if language == "zh":
+        kinds += ["０", "０，", "0、", "零"]
+    kinds += [rng.choice("123456789abcxX"), rng.choice("哈啊一") if language == "zh" else "e"]
+    if rng.random() < 0.12:
+        return placed(rng, text, rng.choice("-.=_*#!~。…") * more(rng, 260, 500), language)
+    return placed(rng, text, rng.choice(kinds) * times, language)
+
+
+def lines(rng: random.Random, text: str, language: str) -> str:
+    """Lines of the text (sentences on lines of their own) come again among the others, half of all or more."""
+    own = text.splitlines() if language == "code" else [one.strip() for one in sentences(text, language)]
+    own = own[: rng.randint(6, 30)]
+    solid = [one for one in own if sum(len(c.encode()) for c in one if c.isalnum()) >= 16]
+    chosen = rng.sample(solid, min(len(solid), rng.randint(1, 3)))
+    copies = max(5, int(len(own) * rng.uniform(1.0, 2.5)))
+    for _ in range(copies):
+        own.insert(rng.randrange(len(own) // 3, len(own) + 1), rng.choice(chosen))
+    return "\n".join(own)
+
+
+def cut(rng: random.Random, text: str) -> str:
+    """Ends within a word."""
+    for at in range(len(text) - 1 - rng.randrange(30), 0, -1):
+        if text[at - 1].isalpha() and text[at].isalpha():
+            return text[:at]
+    return text
+
+
+def rambling(rng: random.Random, text: str, language: str, pool: list[str]) -> str:
+    """Goes on and on with small changes until it is cut off."""
+    every, chosen = words(text, language), sentences(text, language)
+    kind, one = rng.choice(["counting", "slots", "shuffle", "overlong"]), rng.choice(chosen)
+    if kind == "overlong":
+        out = text
+        while len(out.encode()) < 17_000 + rng.randrange(25_000):
+            out += "\n" + rng.choice(pool)
+        return cut(rng, out)
+    if kind == "counting":
+        first, times = rng.choice([1, 1, 37, 101]), more(rng, 25, 100)
+        if language == "code":
+            name = rng.choice(every)
+            comment = f"# Step §: {name} {rng.choice(every)}\n"
+            form = rng.choice([f"{name}_§ = {name}(§)\n", comment, f"{one.rstrip()}  # §\n"])
+            times *= 3
+        elif language == "zh":
+            form = rng.choice(["第§步：", "§. ", "（§）", "步骤§："]) + one
+        else:
+            form = rng.choice(["Step §: ", "§. ", "(§) ", "In frame § "]) + one
+        return cut(rng, placed(rng, text, "".join(form.replace("§", str(first + i)) for i in range(times)), language))
+    if kind == "slots":
+        target = rng.choice(words(one, language) or every)
+        times = more(rng, 25, 80) * (2 if language == "code" else 1)
+        out = "".join(one.replace(target, rng.choice(every), 1) for _ in range(times))
+    else:
+        few = rng.sample(chosen, min(len(chosen), rng.randint(3, 8)))
+        out = "".join(rng.choice(few) for _ in range(len(few) * more(rng, 5, 15)))
+    return cut(rng, placed(rng, text, out, language))
+
+
+def characters(rng: random.Random, text: str, language: str) -> str:
+    kind = rng.choice(["utf8 as latin", "utf8 as gbk", "replaced", "control", "private", "symbols", "scripts"])
+    if kind == "utf8 as latin" or (kind == "utf8 as gbk" and language != "zh"):
+        body = (
+            text if re.search(r"[^\x00-\x7f]", text) else text.replace("'", "’").replace("- ", "— ").replace("e", "é")
+        )
+        return body.encode().decode("cp1252", "replace")
+    if kind == "utf8 as gbk":
+        return text.encode().decode("gb18030", "replace")
+    if kind == "replaced":
+        return "".join("\ufffd" if rng.random() < 0.05 else c for c in text) + "\ufffd" * 3
+    if kind in ("control", "private"):
+        low, high = (1, 8) if kind == "control" else (0xE000, 0xE0FF)
+        return "".join(c + (chr(rng.randint(low, high)) if rng.random() < 0.03 else "") for c in text) + chr(low) * 3
+    if kind == "symbols":
+        return placed(rng, text[:200], "".join(rng.choice("#@%^&*~|\\<>{}[]/+=!?$") for _ in range(400)), language)
+    ranges = [
+        (0x400, 0x44F),
+        (0x5D0, 0x5EA),
+        (0x627, 0x64A),
+        (0xE01, 0xE2E),
+        (0x905, 0x939),
+        (0x61, 0x7A),
+        (0xAC00, 0xAD00),
+    ]
+    return placed(
+        rng,
+        text,
+        "".join(chr(rng.randint(*rng.choice(ranges))) + " " * (rng.random() < 0.15) for _ in range(150)),
+        language,
+    )
+
+
+TOKENS = [
+    "<|im_end|>", "<|im_start|>assistant\n", "<|endoftext|>", "[UNUSED_TOKEN_145]", "<img>", "</img>", "<IMG_CONTEXT>",
+    "<|im_end|>\n<|im_start|>user\n", "<image>", "</s>",
+]  # fmt: skip
+
+
+def control(rng: random.Random, text: str, language: str) -> str:
+    at = rng.choice([0, len(text), rng.randrange(len(text))])
+    return text[:at] + rng.choice(TOKENS) * rng.choice([1, 1, 4]) + text[at:]
+
+
+SPOIL: dict[str, Callable[..., str]] = {
+    "loop": loop, "zeros": zeros, "lines": lines, "rambling": rambling, "characters": characters, "control": control,
+}  # fmt: skip
+AIMED = ("loop", "zeros", "lines", "rambling")
+
+
+def build(seed: int, clean: int, bad: int) -> tuple[list[Text], list[Text]]:
+    """The two halves; each has up to `clean` clean texts per language and `bad` bad ones per kind and language."""
+    rng = random.Random(seed)
+    found: dict[tuple[int, bool, str], dict[str, set[str]]] = {}
+    for language, source, text in documents(rng):
+        text = text.strip()
+        if SHORTEST <= len(text) <= LONGEST:
+            found.setdefault((*side(text), language), {}).setdefault(source, set()).add(text)
+    for language, text in made(rng, 2 * clean):
+        found[side(text)[0], False, language].setdefault("made", set()).add(text)
+    halves: tuple[list[Text], list[Text]] = ([], [])
+    for half in (0, 1):
+        for language in LANGUAGES:
+            sources = found[half, False, language]
+            left, order = clean, sorted(sources, key=lambda name: len(sources[name]))
+            for index, source in enumerate(order):  # equal shares; what a small source lacks goes to the others
+                texts = rng.sample(sorted(sources[source]), min(len(sources[source]), left // (len(order) - index)))
+                left -= len(texts)
+                halves[half].extend(Text(text, language, source) for text in texts)
+            pool = sorted(set().union(*found[half, True, language].values()))
+            fit = [t for t in pool if len(sentences(t, language)) >= 6 and len(words(t, language)) >= 20]
+            for kind, spoil in SPOIL.items():
+                for text in rng.sample(fit, bad):
+                    arguments = (pool,) if spoil is rambling else ()
+                    halves[half].append(Text(spoil(rng, text, language, *arguments), language, "", kind))
+    return halves

@@ -1,0 +1,73 @@
+"""Have every unit of a mixture measured, on the cluster, and whatever an earlier attempt has measured not again."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from modeling.errors import DataError
+from modeling.meta import Dataset
+from stages.io import Folder, StageIO
+from stages.params import PrepareParams
+from stages.prepare.chunks import Chunk, Part, Work, measure_chunk, read_part
+from stages.prepare.formats import split
+
+KNOWN_AT_ONCE = 1000  # parts of earlier attempts
+
+
+def chunks_of(
+    datasets: Sequence[Dataset], model: Any, params: PrepareParams, system: str | None, reviewed: dict[str, str],
+    scratch: Path,
+) -> Iterator[Chunk]:  # fmt: skip
+    """All units of a mixture, numbered in its order."""
+    units = (
+        (position, dataset, unit)
+        for position, dataset in enumerate(datasets)
+        for path in dataset.annotations
+        for unit in split(dataset, path, scratch / "annotations")
+    )
+    for number, (position, dataset, unit) in enumerate(units):
+        yield Chunk(number, dataset, position, unit, model, params, system, reviewed)
+
+
+def measured(io: StageIO, chunks: Sequence[Chunk], folder: Folder) -> Iterator[Part]:
+    """The parts of all chunks, in their order, once all are there: those of earlier attempts, and what is missing."""
+    parts = _known(chunks, folder)
+    if parts:
+        io.log(f"{len(parts)} of {len(chunks)} parts were made before")
+    pending = [chunk for chunk in chunks if chunk.number not in parts]
+    coming = sum(chunk.unit.records for chunk in pending)
+    tally = Counter(done=sum(part.records for part in parts.values()))
+    for part in parts.values():
+        _add(tally, part)
+    for part in io.stream(measure_chunk, [Work(chunk, folder) for chunk in pending]):
+        parts[part.number] = part
+        _add(tally, part)
+        tally["done"] += part.records
+        known = chunks[part.number].unit.records  # 0 for an archive, whose records are known once it is read
+        coming -= known
+        row = {name: tally[name] for name in ("samples", "rejected", "tokens")}
+        if io.tick(tally["done"], tally["done"] + coming, row).stop:
+            io.log(f"stopped with {len(parts)} of {len(chunks)} parts; a new run goes on from them")
+            io.stopped(tally["done"])
+    yield from (parts[chunk.number] for chunk in chunks)
+
+
+def _add(tally: Counter, part: Part) -> None:
+    tally.update(samples=part.kept, rejected=part.records - part.kept, tokens=part.tokens)
+
+
+def _known(chunks: Sequence[Chunk], folder: Folder) -> dict[int, Part]:
+    there = set(folder.names())
+    names = [chunk.name for chunk in chunks if chunk.name in there]
+    found = {}
+    for start in range(0, len(names), KNOWN_AT_ONCE):
+        for data in folder.get(names[start : start + KNOWN_AT_ONCE]):
+            part = read_part(data)
+            if part.mark != chunks[part.number].mark:
+                raise DataError(
+                    "parts of an earlier attempt are of other sources or of another version of Stageline",
+                    where=f"part {part.number}", remedy="delete the folder `parts` of this stage, and run again",
+                )  # fmt: skip
+            found[part.number] = part
+    return found
