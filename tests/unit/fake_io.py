@@ -28,6 +28,7 @@ class FakeIO:
         inputs: dict[str, Input] | None = None,
         workers: int = 1,
         stop_at: int | None = None,
+        shared: Path | None = None,
     ):
         self.stage, self.fingerprint = "stage", "0" * 64
         self.params, self.model = params, model
@@ -37,6 +38,7 @@ class FakeIO:
         shutil.rmtree(self.scratch, ignore_errors=True)  # an attempt's own
         self.scratch.mkdir(parents=True)
         self.workers, self.stop_at = workers, stop_at
+        self.shared = shared or folder / "shared"
         self.ticks: list[tuple[int, int, dict[str, Any]]] = []
         self.lines: list[str] = []
         self.summary: dict[str, Any] | None = None
@@ -88,7 +90,7 @@ class FakeIO:
         return StoreFolder(str(self.folder), name)
 
     def shared_folder(self, name: str) -> StoreFolder:
-        return StoreFolder(str(self.folder), f"shared/{name}")
+        return StoreFolder(str(self.shared), name)
 
     def stream(self, function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
         """In an order of its own, as a cluster would."""
