@@ -198,14 +198,15 @@ class Run:
         memory = Memory(driver.pid)
         memory.start()
         self.memory.append(memory)
-        children: list[psutil.Process] = []
+        workers: list[psutil.Process] = []
         while driver.poll() is None:
             time.sleep(0.5)
             if until is not None and finished(self.storage) >= until:
                 children = psutil.Process(driver.pid).children(recursive=True)
+                workers = [child for child in children if child.name().startswith("ray::Map")]
                 driver.send_signal(signal.SIGKILL)
         memory.over.set()
-        psutil.wait_procs(children, timeout=60)
+        psutil.wait_procs(workers, timeout=60)
         if until is None:
             assert driver.returncode == 0, (self.folder / "log.txt").read_text()[-3000:]
         return time.monotonic() - began

@@ -6,7 +6,6 @@ import sys
 import time
 from pathlib import Path
 
-import psutil
 import pyarrow.parquet as pq
 import pytest
 from fashion import fashion  # noqa: F401
@@ -113,9 +112,7 @@ def test_a_killed_driver_loses_no_finished_part(lines, tmp_path, start):
         while sum(name.endswith(".json") for name in parts(killed)) < share:
             assert driver.process.poll() is None and time.monotonic() < deadline
             time.sleep(0.1)
-        children = psutil.Process(driver.process.pid).children(recursive=True)
-        driver.process.kill()
-        psutil.wait_procs(children, timeout=60)
+        driver.kill()
         now = parts(killed)
         assert known.items() <= now.items(), "a finished part was made again"
         known = now
