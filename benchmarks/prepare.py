@@ -218,7 +218,7 @@ def single(folder: Path, meta: Path) -> Iterator[tuple[int, float]]:
     stage = spec.stages["data"]
     with tempfile.TemporaryDirectory(dir=folder) as out:
         store = StoreFolder(out, "parts")
-        chunks = list(chunks_of(read_meta(meta), spec.model_of(stage), stage.params, "", {}, Path(out)))
+        chunks = list(chunks_of(read_meta(meta), spec.model_of(stage), stage.params, "", Path(out)))
         measure_chunk(Work(chunks[0], store))  # imports, tokenizer
         for chunk in chunks[1::EVERY]:
             before = time.perf_counter()
@@ -252,7 +252,7 @@ def main() -> int:
 
         spec = load_spec(folder / "million.yaml")
         stage = spec.stages["data"]
-        total = len(list(chunks_of(read_meta(meta), spec.model_of(stage), stage.params, "", {}, folder)))
+        total = len(list(chunks_of(read_meta(meta), spec.model_of(stage), stage.params, "", folder)))
         seconds, known = [], {}
         for share in KILLS:
             seconds.append(run.attempt(int(share * total)))

@@ -15,7 +15,8 @@ import tempfile
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,6 @@ class Chunk:
     model: ModelParams
     params: PrepareParams
     system: str | None
-    reviewed: dict[str, str] = field(default_factory=dict)  # digest of a sample -> keep | drop
 
     @property
     def name(self) -> str:
@@ -60,6 +60,11 @@ class Work:
 
     chunk: Chunk
     folder: Folder
+    review: str = ""  # name in the folder of a person's verdicts: {digest of a sample: keep | drop}
+
+    @property
+    def reviewed(self) -> dict[str, str]:
+        return _read_json(self.folder, self.review) if self.review else {}
 
 
 @dataclass(frozen=True)
@@ -95,7 +100,7 @@ def measure_chunk(work: Work) -> Part:
 
     chunk = work.chunk
     measure = build_measure(chunk.model, chunk.params, chunk.system)  # pyright: ignore[reportArgumentType]
-    judge = Judge(chunk.params.curate, chunk.dataset.name, chunk.reviewed)
+    judge = Judge(chunk.params.curate, chunk.dataset.name, work.reviewed)
     with tempfile.TemporaryDirectory(prefix="stageline-part-") as scratch:
         writer = PartWriter(Path(scratch), chunk.dataset, int(chunk.params.shard_megabytes * 1e6))
         for number, sample in _samples(chunk):
@@ -119,6 +124,12 @@ def measure_chunk(work: Work) -> Part:
         if work.folder.create(chunk.name, json.dumps(asdict(part)).encode()):
             return part
     return read_part(work.folder.get([chunk.name])[0])  # another task was faster
+
+
+@lru_cache(maxsize=2)
+def _read_json(folder: Folder, name: str) -> dict[str, str]:
+    """Once per process: a review of a whole mixture would be heavy in every task."""
+    return json.loads(folder.get([name])[0])
 
 
 def read_part(data: bytes) -> Part:

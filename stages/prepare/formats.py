@@ -25,6 +25,7 @@ from modeling.meta import Dataset
 from modeling.sources import Media, Rejection, parse_json
 
 RECORDS = 1024  # of a unit at most, where its format lets it choose
+MOST_BYTES = 2 << 30  # of one picture or video, which is held in memory
 _TOKENS = re.compile(rb'"(?:[^"\\]|\\.)*+"|[\[\]{},]', re.S)
 
 Record = tuple[int, dict[str, Any] | Rejection, list[Media]]  # (place from 1, what it says, media that came with it)
@@ -232,8 +233,10 @@ def _archive(unit: Unit, dataset: Dataset) -> Iterator[Record]:
 
 
 def _refused(member: tarfile.TarInfo) -> str:
-    if not member.isreg():
-        return "is no plain file (a link or a device)"
+    if not member.isreg() or member.issparse():
+        return "is no plain file (a link, a device, a file with holes)"
+    if member.size > MOST_BYTES:
+        return f"is larger than {MOST_BYTES >> 30} GiB"
     if member.name.startswith("/") or ".." in member.name.split("/"):
         return "leads out of the archive"
     return ""

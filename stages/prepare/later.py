@@ -164,5 +164,5 @@ def _evaluation(io: StageIO, name: str) -> Mixture:
     params = io.params.model_copy(update={"curate": Curation(duplicates=Duplicates()), "data": name})
     folder = io.work_folder(f"parts/against/{name}")
     datasets = read_meta(source.meta, source.endpoint_url)
-    chunks = list(chunks_of(datasets, io.model, params, source.system, {}, io.scratch))
+    chunks = list(chunks_of(datasets, io.model, params, source.system, io.scratch))
     return Mixture(list(measured(io, chunks, folder)), folder, io.scratch / "late")

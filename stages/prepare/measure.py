@@ -23,10 +23,10 @@ from modeling.template import encode_conversation, frame_token_counts
 from modeling.tiles import count_tiles, tiles_per_image_limit
 from modeling.video import VideoError, VideoInfo, frame_order, probe
 from stages.params import ModelParams, PrepareParams
+from stages.prepare.formats import MOST_BYTES
 
 EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "TIFF": "tif"}
 FRAME_FILES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
-MOST_BYTES = 2 << 30  # of one picture or video, which is held in memory
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """Have every unit of a mixture measured, on the cluster, and whatever an earlier attempt has measured not again."""
 
+import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,12 @@ from stages.params import PrepareParams
 from stages.prepare.chunks import Chunk, Part, Work, measure_chunk, read_part
 from stages.prepare.formats import split
 
+REVIEW = "review.json"
 KNOWN_AT_ONCE = 1000  # parts of earlier attempts
 
 
 def chunks_of(
-    datasets: Sequence[Dataset], model: Any, params: PrepareParams, system: str | None, reviewed: dict[str, str],
-    scratch: Path,
+    datasets: Sequence[Dataset], model: Any, params: PrepareParams, system: str | None, scratch: Path
 ) -> Iterator[Chunk]:  # fmt: skip
     """All units of a mixture, numbered in its order."""
     units = (
@@ -27,10 +28,12 @@ def chunks_of(
         for unit in split(dataset, path, scratch / "annotations")
     )
     for number, (position, dataset, unit) in enumerate(units):
-        yield Chunk(number, dataset, position, unit, model, params, system, reviewed)
+        yield Chunk(number, dataset, position, unit, model, params, system)
 
 
-def measured(io: StageIO, chunks: Sequence[Chunk], folder: Folder) -> Iterator[Part]:
+def measured(
+    io: StageIO, chunks: Sequence[Chunk], folder: Folder, reviewed: Mapping[str, str] | None = None
+) -> Iterator[Part]:
     """The parts of all chunks, in their order, once all are there: those of earlier attempts, and what is missing."""
     parts = _known(chunks, folder)
     if parts:
@@ -40,7 +43,10 @@ def measured(io: StageIO, chunks: Sequence[Chunk], folder: Folder) -> Iterator[P
     tally = Counter(done=sum(part.records for part in parts.values()))
     for part in parts.values():
         _add(tally, part)
-    for part in io.stream(measure_chunk, [Work(chunk, folder) for chunk in pending]):
+    review = REVIEW if reviewed else ""
+    if reviewed:
+        folder.create(REVIEW, json.dumps(dict(reviewed)).encode())  # the same in every attempt: it is in the identity
+    for part in io.stream(measure_chunk, [Work(chunk, folder, review) for chunk in pending]):
         parts[part.number] = part
         _add(tally, part)
         tally["done"] += part.records

@@ -38,9 +38,9 @@ def prepare(io: StageIO) -> None:
     source = io.sources[params.data]
     datasets = read_meta(source.meta, source.endpoint_url)
     reviewed = read_review(Path(params.curate.review)) if params.curate.review else {}
-    chunks = list(chunks_of(datasets, io.model, params, source.system, dict(reviewed), io.scratch))
+    chunks = list(chunks_of(datasets, io.model, params, source.system, io.scratch))
     folder = io.work_folder("parts")
-    parts = list(measured(io, chunks, folder))
+    parts = list(measured(io, chunks, folder, reviewed))
     out = io.scratch / "result"
     out.mkdir()
     check = (io.stage, source.meta, params.max_rejected)
