@@ -2,8 +2,8 @@
 
     python benchmarks/filters.py [--choose] [--seed 0] [--output filters.json]
 
-The texts, and how bad ones are made, are in benchmarks/filter_texts.py. Limits were read by hand off the first half
-(--choose prints its tables, and what a plain rule would take), figures are those of the second. Aims on it, over
+Clean texts are in filter_texts.py, how bad ones are made in filter_spoil.py. Limits were read by hand off the first
+half (--choose prints its tables, and what a plain rule would take), figures are those of the second. Aims on it, over
 loops, zero runs, duplicate lines and truncated rambling in English, Chinese and code: recall .95 and more, at most 2 %
 of the clean texts flagged, 2,000 clean and 400 bad texts and more. Ends with 1 where one is missed. Spoiled characters
 and control tokens are reported, not aimed at.
@@ -24,7 +24,8 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
-from filter_texts import AIMED, Text, build
+from filter_spoil import AIMED, build
+from filter_texts import Text
 
 from stages.curation import TextChecks
 from stages.prepare import repetition
