@@ -48,8 +48,11 @@ def plan(options: argparse.Namespace) -> int:
             (item.fingerprint or "")[:16], item.reason,
         )  # fmt: skip
     console.print(table)
+    from orchestrator.cli.mixtures import show_mixtures
     from orchestrator.cli.sizes import shared_vision, show_sizes  # builds the models, on torch's meta device
 
+    if store is not None:
+        show_mixtures(console, store, plans)
     for line in shared_vision(experiment):
         console.print(line)
     show_sizes(console, experiment)

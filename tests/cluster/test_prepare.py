@@ -72,6 +72,8 @@ def test_five_formats_of_real_pictures_give_identical_rows(fashion, tmp_path):  
     stages = "\n".join(f"  {form}: {{kind: prepare, data: {form}, min_frames: 2, max_frames: 8}}" for form in FORMATS)
     experiment = Experiment(tmp_path / "run", tmp_path, (FIVE % (data, stages)).replace("{", "{{").replace("}", "}}"))
     experiment.run()
+    planned = experiment.command("plan").stdout
+    assert "Mixtures, by tokens of an epoch" in planned and "video 8" in planned and "things 100.0%" in planned
     reference = rows(experiment.result("internvl"))
     assert set(reference) == {sample.id for sample in samples}
     for form in FORMATS[1:]:

@@ -95,6 +95,17 @@ def test_a_completed_stage_keeps_its_result_and_its_history(stage):
     assert stage.collect().objects == 0, "a second time there is nothing"
 
 
+def test_parts_go_once_the_stage_is_completed_and_not_before(stage):
+    part = f"{P}/parts/000000-0123/shards/000000.tar"
+    stage.store.put(part, b"x" * 50)
+    stage.claim()
+    collect(stage.store, [P])
+    assert stage.store.exists(part), "the attempt that goes on needs it"
+    stage.complete()
+    collect(stage.store, [P])
+    assert not stage.store.exists(part)
+
+
 def test_the_checkpoints_of_a_completed_stage_are_retired_before_any_file_goes(stage, monkeypatch):
     stage.commit(1)
     stage.complete()

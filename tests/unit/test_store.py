@@ -2,6 +2,7 @@
 
 import errno
 import os
+import pickle
 import subprocess
 import sys
 import tempfile
@@ -12,6 +13,7 @@ from s3_service import s3_store
 
 from modeling.errors import UserError
 from orchestrator.address import parse_s3, redact
+from orchestrator.folders import StoreFolder
 from orchestrator.probe import check_scratch, probe
 from orchestrator.store import Exists, FileStore, MemoryStore, Missing, open_store
 
@@ -83,6 +85,38 @@ def test_files(store, tmp_path):
     with pytest.raises(Missing):
         store.get_file("x/z", target)
     assert target.read_bytes() == bytes(100_000) and os.listdir(target.parent) == ["target"]
+
+
+def test_a_copy_is_an_object_of_its_own(store):
+    store.put("a/x", b"1")
+    store.copy("a/x", "b/c/y")
+    store.put("a/x", b"2")
+    assert store.get("b/c/y") == b"1"
+    store.copy("a/x", "b/c/y")
+    store.delete("a/x")
+    assert store.get("b/c/y") == b"2" and store.list() == ["b/c/y"]
+    with pytest.raises(Missing):
+        store.copy("a/x", "z")
+
+
+def test_a_folder_crosses_processes_and_is_cleared_whole(store, tmp_path):
+    if isinstance(store, MemoryStore):
+        pytest.skip("of this process alone")
+    folder = pickle.loads(pickle.dumps(StoreFolder(store.url, "work/parts")))
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"hello")
+    assert folder.put_file("1/a.txt", path)["size"] == 5
+    assert folder.create("1.json", b"{}") and not folder.create("1.json", b"[]")
+    assert folder.names() == ["1.json", "1/a.txt"] and folder.get(["1.json"]) == [b"{}"]
+    assert folder.fetch("1/a.txt", tmp_path / "fetched").read_bytes() == b"hello"
+    with pytest.raises(Missing):
+        folder.get(["1.json", "none"])
+    other = StoreFolder(store.url, "work/result")
+    folder.copy_to(other, "1/a.txt", "shards/b")
+    store.put("work/partsbeside", b"")
+    folder.clear()
+    folder.clear()
+    assert store.list("work/") == ["work/partsbeside", "work/result/shards/b"]
 
 
 @pytest.mark.parametrize("key", ["", "/etc/passwd", "../x", "a/../../x", "a//b", "a/./b", "a/", ".tmp-1", "a\0b"])
