@@ -120,6 +120,7 @@ def score_parts(io: StageIO, mixture: Any, curate: Curation, pardoned: np.ndarra
         if rows:
             jobs.append(Asked(part, rows, mixture.folder, cache, segments, curate.scores))
     tables, done, calls, cached, unread = {}, 0, 0, 0, 0
+    io.tick(0, len(seen), {"scored": 0})
     for answered in io.stream(ScorePart, jobs):
         i, part = starts[answered.number]
         tables[part.number] = _table(part, answered)
