@@ -8,6 +8,7 @@ answer, which must never be taken for a sample's fault.
 
 import fnmatch
 import glob
+import io
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 REMOTE = "s3://"
+BLOCK = 8 << 20  # bytes of a remote file that are read at a time
 TRIES = 8  # of a request, by s3fs with growing pauses: about two minutes
 
 T = TypeVar("T")
@@ -54,9 +56,18 @@ def state(path: str, endpoint: str | None = None) -> tuple[int, str] | None:
 
 
 def states(root: str, endpoint: str | None = None) -> dict[str, tuple[int, str]]:
-    """The state of every object below an S3 root: one request for a thousand."""
-    found = _asked(lambda: _system(endpoint, os.getpid()).find(root, detail=True), root)
-    return {REMOTE + name: (info["size"], _tag(info)) for name, info in found.items()}
+    """The state of every object below an S3 root, by its address: one request for a thousand, 200 bytes each."""
+    bucket, _, prefix = root[len(REMOTE) :].partition("/")
+    out: dict[str, tuple[int, str]] = {}
+    more: dict[str, str] = {}
+    while True:
+        asked = {"Bucket": bucket, "Prefix": prefix.rstrip("/") + "/" if prefix else "", **more}
+        page = _asked(lambda asked=asked: _system(endpoint, os.getpid()).call_s3("list_objects_v2", **asked), root)
+        for item in page.get("Contents", []):
+            out[f"{REMOTE}{bucket}/{item['Key']}"] = (item["Size"], _tag(item))
+        if not page.get("IsTruncated"):
+            return out
+        more = {"ContinuationToken": page["NextContinuationToken"]}
 
 
 def read(path: str, endpoint: str | None = None, start: int = 0, size: int | None = None) -> bytes:
@@ -74,8 +85,52 @@ def read(path: str, endpoint: str | None = None, start: int = 0, size: int | Non
 def opened(path: str, endpoint: str | None = None) -> BinaryIO:
     """Open for reading, seekable. Raises OSError."""
     if is_remote(path):
-        return _asked(lambda: _system(endpoint, os.getpid()).open(path, "rb", block_size=8 << 20), path)
+        file = _asked(lambda: _system(endpoint, os.getpid()).open(path, "rb", block_size=BLOCK), path)
+        return io.BufferedReader(_Remote(file, path), BLOCK)
     return open(path, "rb")
+
+
+class _Remote(io.RawIOBase):
+    """What goes wrong while a remote file is read, in the words of this module. Lines come from a buffer above it: s3fs
+    takes 130 times as long for one."""
+
+    def __init__(self, file: Any, path: str):
+        self._file, self._path = file, path
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def readinto(self, buffer: Any) -> int:
+        data = _asked(lambda: self._file.read(len(buffer)), self._path)
+        buffer[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+def inside(folder: str, endpoint: str | None = None) -> list[str]:
+    """The files that lie in a folder, in order; none where there is no such folder."""
+    if is_remote(folder):
+        try:
+            found = _asked(lambda: _system(endpoint, os.getpid()).ls(folder, detail=True), folder)
+        except FileNotFoundError:
+            return []
+        return sorted(REMOTE + one["name"] for one in found if one["type"] == "file")
+    try:
+        return sorted(one.path for one in os.scandir(folder) if one.is_file())
+    except (FileNotFoundError, NotADirectoryError, UnicodeEncodeError, ValueError):
+        return []
 
 
 def listed(pattern: str, endpoint: str | None = None) -> list[str]:

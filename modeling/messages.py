@@ -2,7 +2,8 @@
 
 A message's content is text, or a list of parts in which pictures and videos stand where they are shown: each leaves its
 placeholder, on a line of its own, and several pictures of a message are named `Image-1: <image>` as the paper does
-(arXiv 2412.05271, §3.1). Where the content is text, placeholders are the author's business.
+(arXiv 2412.05271, §3.1). A part that only says where a picture stands ({type: image}) is one of `images`, in order.
+Where the content is text, placeholders are the author's business.
 """
 
 from typing import Any
@@ -33,10 +34,12 @@ def turns_of(messages: Any) -> tuple[Any, Named] | str:
                     text += part["text"]
                 elif kind in PICTURES:
                     shown += 1
-                    named.append(("image", _given(part, kind)))
+                    if (given := _given(part, kind)) is not None:
+                        named.append(("image", given))
                     text += (f"Image-{shown}: " if total > 1 else "") + "<image>\n"
                 elif kind in VIDEOS:
-                    named.append(("video", _given(part, kind)))
+                    if (given := _given(part, kind)) is not None:
+                        named.append(("video", given))
                     text += "<video>\n"
                 else:
                     return f"message {number} has a part of type {kind!r}: text, image, image_url or video"

@@ -9,7 +9,6 @@ Standard library only for local files, so that planning stays fast.
 
 import difflib
 import json
-import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 from modeling import files
 from modeling.errors import DataError
 
+MOST_REPEATS = 1e6
 KEYS = ("root", "annotation", "data_augment", "max_dynamic_patch", "repeat_time", "length")
 FORMATS = (".jsonl", ".json", ".parquet", ".tar")
 
@@ -60,6 +60,10 @@ def read_meta(path: Path | str, endpoint: str | None = None) -> list[Dataset]:
     except json.JSONDecodeError as error:
         where = f"{path}:{error.lineno}"
         raise DataError(f"not JSON: {error.msg}", where=where, remedy="correct the JSON at this line") from None
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets without end
+        raise DataError(
+            f"cannot read the meta file: {error}", where=str(path), remedy="write it as documented"
+        ) from None
     if not isinstance(meta, dict) or not meta:
         found = "an empty object" if meta == {} else f"a {type(meta).__name__}"
         remedy = 'write {"<dataset name>": {"root": …, "annotation": "….jsonl", …}}'
@@ -88,6 +92,8 @@ def _dataset(name: str, entry: Any, path: Path, endpoint: str | None) -> Dataset
             remedy = f"did you mean '{near[0]}'?" if near else f"known keys: {', '.join(KEYS)}"
             raise fail(key, f"unknown key '{key}'", remedy)
 
+    if name.encode("utf-8", "ignore").decode() != name:
+        raise fail("", "the name of this dataset is no text", "name it in plain characters")
     folder = str(path.absolute().parent)
     root, given = entry.get("root", "."), entry.get("annotation")
     if not isinstance(root, str):
@@ -103,7 +109,7 @@ def _dataset(name: str, entry: Any, path: Path, endpoint: str | None) -> Dataset
     if not isinstance(augment, bool):
         raise fail("data_augment", f"must be true or false, found {augment!r}", "write true or false")
     repeat = entry.get("repeat_time", 1)
-    if isinstance(repeat, bool) or not isinstance(repeat, int | float) or not math.isfinite(repeat) or repeat < 0:
+    if isinstance(repeat, bool) or not isinstance(repeat, int | float) or not 0 <= repeat < MOST_REPEATS:
         remedy = "give how often a sample is used per epoch, such as 1 or 0.5; 0 leaves the dataset out"
         raise fail("repeat_time", f"must be a number, 0 or more, found {repeat!r}", remedy)
     counts = {"max_dynamic_patch": entry.get("max_dynamic_patch"), "length": entry.get("length")}

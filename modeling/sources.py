@@ -67,6 +67,7 @@ Reason = Literal[
 ]
 
 DETAIL_CHARACTERS = 300
+LONGEST_S = 1e7  # seconds of a video
 VIDEOS = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".ts", ".flv", ".wmv", ".3gp")
 
 
@@ -150,10 +151,17 @@ def parse_line(dataset: Dataset, line: int, raw: bytes, file: str = "") -> Sampl
 
 
 def parse_record(
-    dataset: Dataset, line: int, data: dict[str, Any], file: str = "", embedded: Sequence[Media] = ()
+    dataset: Dataset,
+    line: int,
+    data: dict[str, Any],
+    file: str = "",
+    embedded: Sequence[Media] = (),
+    answers: bool = True,
+    paths: bool = True,
 ) -> Sample | Rejected:
-    """A record as a Sample, or as a Rejected. embedded: media that came with it (a row's bytes, an archive's members),
-    which stand for those that it names."""
+    """A record as a Sample, or as a Rejected. embedded: media that came with it (an archive's members), which stand for
+    those that it names. answers: there must be one. paths: media may be named by path; not in a file that holds them.
+    """
     id, file = f"{dataset.name}-{line}", file or dataset.file
     try:
         given = data.get("id")
@@ -162,11 +170,12 @@ def parse_record(
                 raise Rejection("bad_id", f"`id` is {given!r}: give text or a whole number")
             id = str(given)
         turns, named = _turns(data)
-        conversation = _conversation(turns)
+        conversation = _conversation(turns, answers)
         videos = [one for one in embedded if _is_video(one.name, data)]
         pictures = tuple(one for one in embedded if one not in videos)
-        images = pictures if embedded else _images(data, named, dataset.root)
-        video, clip = _video(data, named, dataset.root, videos)
+        root = dataset.root if paths else None
+        images = pictures if embedded else _images(data, named, root)
+        video, clip = _video(data, named, root, videos)
         if video and images:
             raise Rejection("unsupported_video", "a sample has pictures or a video, not both")
         human = "".join(turn["value"] for turn in conversation if turn["from"] == "human")
@@ -220,7 +229,9 @@ def media_named(data: dict[str, Any]) -> list[str]:
         value = data.get(key)
         given += value if isinstance(value, list) else [value]
     given = [one.get("path", one.get("url")) if isinstance(one, dict) else one for one in given]
-    return [one for one in given if isinstance(one, str) and one and not one.startswith(("data:", "http"))]
+    return [
+        one for one in given if isinstance(one, str) and one and not one.startswith(("data:", "http://", "https://"))
+    ]
 
 
 def _turns(data: dict[str, Any]) -> tuple[Any, list[tuple[str, Any]]]:
@@ -236,7 +247,7 @@ def _turns(data: dict[str, Any]) -> tuple[Any, list[tuple[str, Any]]]:
     return found
 
 
-def _conversation(turns: Any) -> tuple[dict[str, str], ...]:
+def _conversation(turns: Any, answers: bool) -> tuple[dict[str, str], ...]:
     if not isinstance(turns, list):
         raise Rejection("missing_conversations", "`conversations` (or `messages`) must be a list")
     if not turns:
@@ -250,12 +261,12 @@ def _conversation(turns: Any) -> tuple[dict[str, str], ...]:
     dialogue = turns[1:] if turns[0]["from"] == "system" else turns
     if not dialogue or dialogue[0]["from"] != "human":
         raise Rejection("first_turn_not_human", "a conversation starts with a human turn (after a system turn)")
-    if all(turn["from"] != "gpt" for turn in dialogue):
+    if answers and all(turn["from"] != "gpt" for turn in dialogue):
         raise Rejection("no_gpt_turn", "nothing to learn from: no turn is from gpt")
     return tuple({"from": turn["from"], "value": turn["value"]} for turn in turns)
 
 
-def _images(data: dict[str, Any], named: list[tuple[str, Any]], root: str) -> tuple[Media, ...]:
+def _images(data: dict[str, Any], named: list[tuple[str, Any]], root: str | None) -> tuple[Media, ...]:
     """Official order of tests: a non-empty `image`, then `video`, else text only. `images` is another name of it."""
     inside = [given for kind, given in named if kind == "image"]
     key = next((key for key in ("image", "images") if data.get(key) not in (None, "", [])), None)
@@ -267,7 +278,7 @@ def _images(data: dict[str, Any], named: list[tuple[str, Any]], root: str) -> tu
 
 
 def _video(
-    data: dict[str, Any], named: list[tuple[str, Any]], root: str, embedded: list[Media]
+    data: dict[str, Any], named: list[tuple[str, Any]], root: str | None, embedded: list[Media]
 ) -> tuple[Media | None, tuple[float, float] | None]:
     inside = [given for kind, given in named if kind == "video"]
     if any(data.get(key) not in (None, "", []) for key in ("image", "images")) and not embedded and not inside:
@@ -285,7 +296,7 @@ def _video(
     if clip is None:
         return found[0], None
     numbers = isinstance(clip, list) and len(clip) == 2 and all(type(one) in (int, float) for one in clip)
-    if not numbers or not 0 <= clip[0] < clip[1]:
+    if not numbers or not 0 <= clip[0] < clip[1] < LONGEST_S:
         raise Rejection("bad_video", f"`clip` must be [start, end] in seconds, found {clip!r}")
     return found[0], (float(clip[0]), float(clip[1]))
 
@@ -296,8 +307,8 @@ def _is_video(name: str, data: dict[str, Any]) -> bool:
     return suffix in VIDEOS or (suffix == ".gif" and bool(data.get("video")))
 
 
-def _media(given: Any, reason: Reason, root: str, name: str) -> Media:
-    """A path, a data: URL, {path}, {bytes, path} (Hugging Face), {url} (OpenAI)."""
+def _media(given: Any, reason: Reason, root: str | None, name: str) -> Media:
+    """A path, a data: URL, {path}, {bytes, path} (Hugging Face), {url} (OpenAI). root: None where no path may stand."""
     if isinstance(given, dict):
         if isinstance(given.get("bytes"), bytes):
             path = given.get("path")
@@ -319,6 +330,8 @@ def _media(given: Any, reason: Reason, root: str, name: str) -> Media:
             raise Rejection(reason, f"{name} is no data: URL that can be read: {error}") from None
     if given.startswith(("http://", "https://")):
         raise Rejection(reason, f"{given} is on the web: download it and give its path")
+    if root is None:
+        raise Rejection(reason, f"{given[:100]!r} is a path: rows and archives hold their media themselves")
     return Media(given, path=media_path(root, given, reason))
 
 

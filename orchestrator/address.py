@@ -59,7 +59,7 @@ def parse_s3(url: str, endpoint_url: str = "") -> S3Address:
     named = [value for _, value in settings] + [endpoint_url] * bool(endpoint_url)
     if len(set(named)) > 1:
         raise UserError("two different values of endpoint_url", where=where, remedy="give it once")
-    return S3Address(parts.netloc, prefix, _check_endpoint(named[0], where) if named else "")
+    return S3Address(parts.netloc, prefix, check_endpoint(named[0], where) if named else "")
 
 
 def redact(url: str) -> str:
@@ -69,7 +69,8 @@ def redact(url: str) -> str:
     return f"{head}{mark}{host.rpartition('@')[2]}{slash}{path}" if mark else url
 
 
-def _check_endpoint(url: str, where: str) -> str:
+def check_endpoint(url: str, where: str) -> str:
+    """The address of a store. Raises UserError: no address, or keys in it."""
     remedy = "write endpoint_url as http://host:port or https://host"
     try:
         parts = urlsplit(url)

@@ -12,10 +12,12 @@ from typing import Any
 from modeling.errors import UserError
 from stages.params import Resources
 
+RETRIES = 3  # of an item whose process has died; Ray Data's own number is without limit
+
 
 def stream(function: Callable[..., Any], items: Sequence[Any], resources: Resources) -> Iterator[Any]:
-    """The results of a module-level function, as they come. A class is made once per process (an actor of its pool) and
-    its object called. Raises what the function raised; closing the iterator ends what runs."""
+    """The results of a module-level function, as they come. A class is made once per process (an actor of its pool), and
+    its object called; only such a one gets the GPUs. Raises what the function raised. Closing it ends what runs."""
     import ray.data
     from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy
     from ray.exceptions import RayTaskError
@@ -29,21 +31,23 @@ def stream(function: Callable[..., Any], items: Sequence[Any], resources: Resour
     pool: dict[str, Any]
     if isinstance(function, type):
         strategy = ActorPoolStrategy(min_size=1, max_size=resources.most)
-        pool = {"compute": strategy, "fn_constructor_args": (function,)}
+        pool = {"compute": strategy, "fn_constructor_args": (function,), "num_gpus": resources.gpus or None}
+        retries = {"max_restarts": RETRIES, "max_task_retries": RETRIES}
     else:
         pool = {"compute": TaskPoolStrategy(size=min(resources.most, len(items))), "fn_args": (function,)}
+        retries = {"max_retries": RETRIES}
     call: Any = _Caller if isinstance(function, type) else _call
     data = ray.data.from_items([{"item": item} for item in items], override_num_blocks=len(items)).map(
         call,
         num_cpus=resources.cpus,
-        num_gpus=resources.gpus or None,
+        ray_remote_args_fn=lambda: retries,
         **pool,
     )
     try:
         for row in data.iter_rows():
             yield row["result"]
     except RayTaskError as error:
-        if isinstance(error.cause, UserError):
+        if isinstance(error.cause, UserError | ConnectionError):
             raise error.cause from None
         raise
 

@@ -83,21 +83,22 @@ def absent_source(meta: str) -> str | None:
 def source_digest_of(experiment: Experiment) -> SourceDigest:
     """The digest of what a mixture's sources hold; None where one is absent. DataError for a malformed one, or where
     the store of one does not answer."""
-    cache: dict[str, dict[str, Any] | None] = {}
+    cache: dict[tuple[str, str | None], dict[str, Any] | None] = {}
 
     def digest(mixture: str) -> dict[str, Any] | None:
         from modeling.files import Unavailable
         from stages.prepare.digest import source_digest
 
         data = experiment.data[mixture]
-        if data.meta not in cache:
+        key = (data.meta, data.endpoint_url)
+        if key not in cache:
             try:
                 absent = absent_source(data.meta)
-                cache[data.meta] = None if absent else source_digest(Path(data.meta), data.endpoint_url)
+                cache[key] = None if absent else source_digest(Path(data.meta), data.endpoint_url)
             except Unavailable as error:
                 message, remedy = f"its store does not answer: {error}", "check the network, and endpoint_url"
                 raise DataError(message, where=f"data.{mixture}", remedy=remedy) from error
-        return cache[data.meta]
+        return cache[key]
 
     return digest
 

@@ -6,6 +6,7 @@ again, and the files of a result that are too many to pass through the driver.
 
 import shutil
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -13,6 +14,8 @@ from typing import Any
 
 from orchestrator.checkpoints import sha256_of
 from orchestrator.store import Exists, Missing, Store, open_store
+
+AT_ONCE = 32  # objects that are removed
 
 
 @lru_cache(maxsize=4)
@@ -54,7 +57,8 @@ class StoreFolder:
         if local is not None:
             return local
         path = folder / name
-        self._store.get_file(key, path)
+        if not path.exists():  # what lies here is never changed
+            self._store.get_file(key, path)
         return path
 
     def names(self) -> list[str]:
@@ -65,10 +69,13 @@ class StoreFolder:
         assert self.url == other.url, "two stores"
         self._store.copy(f"{self.prefix}/{name}", f"{other.prefix}/{new}")
 
+    def drop(self, names: Sequence[str]) -> None:
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            list(pool.map(lambda name: self._store.delete(f"{self.prefix}/{name}"), names))
+
     def clear(self) -> None:
         local = self._store.local_path(self.prefix)
         if local is not None:
             shutil.rmtree(local)
-            return
-        for key in self._store.list(self.prefix + "/"):
-            self._store.delete(key)
+        else:
+            self.drop(self.names())

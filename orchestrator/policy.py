@@ -56,7 +56,7 @@ def decide(error_class: ErrorClass, history: Sequence[ErrorClass], limits: Limit
         return Retry(limits.first_delay_s)
     assert error_class is ErrorClass.storage_transient, f"{error_class} has no policy"
     if count > limits.storage_retries:
-        return GiveUp(f"the store failed {count} times without progress")
+        return GiveUp(f"storage or a service failed {count} times without progress")
     return Retry(_back_off(count, limits))
 
 

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ValidationError
 from modeling import presets
 from modeling.errors import UserError
 from orchestrator import checks, overrides, yamlfile
-from orchestrator.address import KEYS_REMEDY, SECRET, parse_s3
+from orchestrator.address import KEYS_REMEDY, SECRET, check_endpoint, parse_s3
 from orchestrator.graph import find_cycle
 from orchestrator.problems import Problems, nearest, show, suggest
 from orchestrator.yamlfile import KeyPath
@@ -217,7 +217,14 @@ class _Reader:
         out = {}
         for name, raw in self.group("data").items():
             if (params := self.validate(DataParams, raw, ("data", name))) is not None:
-                out[name] = params.model_copy(update={"meta": self.resolve(params.meta)})
+                update: dict[str, Any] = {"meta": self.resolve(params.meta)}
+                if params.endpoint_url is not None:
+                    place = ("data", name, "endpoint_url")
+                    try:
+                        update["endpoint_url"] = check_endpoint(params.endpoint_url, ".".join(place))
+                    except UserError as error:
+                        self.problems.add(place, error.message, error.remedy)
+                out[name] = params.model_copy(update=update)
         return out
 
     def defaults(self) -> dict[str, Any]:

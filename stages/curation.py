@@ -23,26 +23,30 @@ class TextChecks(Params):
     """Heuristics on answers: abnormal length, zero runs, duplicate lines, repetition, odd characters.
 
     Bytes are UTF-8 bytes, of letters and digits alone where things repeat: about four a token in any script. Limits
-    of repetition were read by hand off the first half of benchmarks/filters.py --choose; the next values of its grid
-    change recall there by less than .5 % and false alarms by less than .2 %. Limits of length and of odd characters
-    are judgement. Text is dense where it has many symbols, as code, tables and formulas do.
+    of repetition were read by hand off the first half of benchmarks/filters.py --choose. Limits of length and of odd
+    characters are judgement. Text is dense where it has many symbols, as code, tables and formulas do.
     """
 
     max_bytes: int = Field(default=48_000, ge=1, description="of an answer; about 12,000 tokens")
     cut_bytes: int = Field(default=16_000, ge=1, description="longer answers must not end with a letter or a comma")
-    same_characters: int = Field(default=40, ge=2, description="one letter or digit in a row")
-    same_symbols: int = Field(default=200, ge=2, description="one symbol in a row, such as a line of dashes")
-    same_words: int = Field(default=40, ge=2, description="words of one and the same letter or digit: 0, 0.0, 00")
+    same_characters: int = Field(default=100, ge=2, description="bytes of one letter or digit in a row")
+    same_symbols: int = Field(default=250, ge=2, description="one symbol in a row, such as a line of dashes")
+    same_words: int = Field(default=100, ge=2, description="words of one and the same letter or digit: 0, 0.0, 00")
     loop_bytes: int = Field(default=32, ge=4, description="that repeat exactly, three times and more in a row")
-    counting_bytes: int = Field(default=200, ge=4, description="that repeat but for their numbers")
-    dense_counting_bytes: int = Field(default=1500, ge=4, description="the same in dense text")
+    short_bytes: int = Field(default=150, ge=0, description="of an answer that may repeat one word as it likes")
+    refrain_bytes: int = Field(default=250, ge=4, description="the same in whole lines, as songs have them")
+    counting_bytes: int = Field(
+        default=1300, ge=4, description="that repeat but for their numbers; half of it where the answer breaks off"
+    )
+    dense_counting_bytes: int = Field(default=2500, ge=4, description="the same in dense text")
     copied_bytes: int = Field(default=200, ge=4, description="of lines that stood before, over those of new ones")
     dense_copied_bytes: int = Field(default=300, ge=4, description="the same in dense text")
-    echoed_bytes: int = Field(default=300, ge=4, description="of passages said before, over three times the new ones")
-    dense_echoed_bytes: int = Field(default=2000, ge=4, description="the same in dense text, where numbers are new")
+    echoed_bytes: int = Field(default=700, ge=4, description="of passages said before, over three times the new ones")
+    dense_echoed_bytes: int = Field(default=2000, ge=4, description="the same in dense text")
+    same_answers: int = Field(default=300, ge=4, description="bytes of long answers that a dialogue gave before")
     dense: float = Field(default=0.12, ge=0, le=1, description="share of symbols above which text is dense")
-    odd_characters: int = Field(default=4, ge=0, description="control, private, replaced or wrongly decoded")
-    odd_share: float = Field(default=0.02, ge=0, le=1, description="of odd characters in a text")
+    odd_characters: int = Field(default=4, ge=0, description="control, private, invisible or wrongly decoded: a few")
+    odd_share: float = Field(default=0.005, ge=0, le=1, description="of odd characters in a text, if more than those")
     symbol_noise: int = Field(default=100, ge=1, description="symbols of many kinds, with hardly a word between")
     mixed_words: int = Field(default=5, ge=0, description="words whose letters are of several scripts")
 
@@ -81,7 +85,10 @@ class Contamination(Params):
 
 
 Domain = Literal["disciplinary", "programming", "mathematics", "general"]
-PROMPTS = 1  # version of every text and rule in prepare/scoring.py: raise it when one of them changes
+# Version of every text and rule in prepare/scoring.py, and of how scorers.py and endpoint.py frame a prompt and read
+# what comes: raise it when one of them changes. 2: an undecided domain is remembered by itself.
+PROMPTS = 2
+START = "Answer:"  # how a local model's answer begins, so that its first token is the score
 
 
 class LocalModel(Params):
@@ -91,6 +98,9 @@ class LocalModel(Params):
     precision: Literal["fp32", "bf16"] = "bf16"
     max_new_tokens: int = Field(default=8, ge=1, description="tokens of an answer; its first line is read")
     batch: Annotated[int, Run] = Field(default=16, ge=1, description="prompts at a time")
+
+    def identity(self) -> dict[str, Any]:
+        return super().identity() | {"start": START}
 
 
 class Endpoint(Params):
@@ -108,8 +118,8 @@ class Endpoint(Params):
     concurrency: Annotated[int, Run] = Field(default=16, ge=1, description="requests in flight, of each worker")
     timeout_s: Annotated[float, Run] = Field(default=120, gt=0, description="seconds without an answer")
     retries: Annotated[int, Run] = Field(default=6, ge=0, description="of a request that met a passing fault")
-    max_failures: Annotated[int, Run] = Field(
-        default=100, ge=1, description="faults in a row, over all requests, after which the stage fails"
+    patience_s: Annotated[float, Run] = Field(
+        default=900, gt=0, description="seconds without any answer, after which the stage fails, to be tried again"
     )
 
     @model_validator(mode="after")
@@ -121,12 +131,24 @@ class Endpoint(Params):
             raise ValueError("base_url must be a URL such as http://host:8000/v1")
         if self.api_key_env is not None and not re.fullmatch(r"[A-Z_][A-Z0-9_]{0,63}", self.api_key_env):
             raise ValueError("api_key_env must be the NAME of an environment variable (A-Z, 0-9, _), never the key")
-        if any(re.search(r"(?i)(key|secret|password|token|authorization)$", name) for name in self.body):
+        if _holds_secret(self.body):
             raise ValueError("body must hold no key: give the key by api_key_env")
         return self
 
     def __hash__(self) -> int:  # `body` is a dictionary
         return hash(self.model_dump_json())
+
+
+_SECRET = re.compile(r"(?i)(key|secret|password|passwd|token|auth|authorization|bearer|credentials?|cookie)$")
+
+
+def _holds_secret(value: Any, name: str = "") -> bool:
+    """Whether a text or number anywhere in it has a name as secrets have. A group of that name may be a schema's."""
+    if isinstance(value, dict):
+        return any(_holds_secret(inner, str(key)) for key, inner in value.items())
+    if isinstance(value, list | tuple):
+        return any(_holds_secret(inner, name) for inner in value)
+    return value is not None and not isinstance(value, bool) and bool(_SECRET.search(name))
 
 
 class Scores(Params):

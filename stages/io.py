@@ -68,6 +68,10 @@ class Folder(Protocol):
         """Within the store: nothing passes this process."""
         ...
 
+    def drop(self, names: Sequence[str]) -> None:
+        """Remove these; one that is not there is no error."""
+        ...
+
     def clear(self) -> None:
         """Remove all that is in it."""
         ...

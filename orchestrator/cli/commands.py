@@ -2,7 +2,10 @@
 
 import argparse
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from rich.table import Table
 
@@ -164,32 +167,74 @@ def ask(options: argparse.Namespace) -> int:
     from tempfile import TemporaryDirectory
 
     from modeling.generate import Question, answer, device
-    from modeling.images import ImageError, decode_rgb
     from modeling.internvl import load_model
     from orchestrator.checkpoints import fetch_folder
 
-    images = []
-    for path in options.image:
-        try:
-            images.append(decode_rgb(Path(path).read_bytes()))
-        except (OSError, ImageError) as error:
-            raise UserError(f"cannot be read: {error}", where=path, remedy="give a JPEG or PNG file") from error
-    question = options.question
+    data = next(parent for parent in experiment.parents(stage) if parent.kind.base == "prepare")
+    if options.frames is not None and (options.frames < 1 or options.video is None):
+        raise UserError(f"--frames {options.frames}", where="ask", remedy="give 1 or more of a --video")
+    images, question = _pictures(options.image), options.question
+    video = None if options.video is None else _Video(options.video, options.frames or data.params.max_frames)
     if images and "<image>" not in question:
         tags = [f"Image-{i + 1}: <image>\n" for i in range(len(images))] if len(images) > 1 else ["<image>\n"]
         question = "".join(tags) + question
-    data = next(parent for parent in experiment.parents(stage) if parent.kind.base == "prepare")
     system = experiment.data[data.params.data].system
     with TemporaryDirectory() as scratch:
         model, tokenizer = load_model(fetch_folder(store, completed["manifest"]["folder"], Path(scratch)))
         model.to(device())  # pyright: ignore[reportArgumentType]
+        if video is not None:
+            config: Any = model.config
+            images = video.frames(config.vision_config.image_size[0])
         turns = [{"from": "human", "value": question}]
         try:
             texts = answer(
-                model, tokenizer, [Question(turns, images, options.max_tiles)],
+                model, tokenizer, [Question(turns, images, options.max_tiles, video=video is not None)],
                 system=system, max_new_tokens=options.max_new_tokens,
             )  # fmt: skip
         except ValueError as error:
-            raise UserError(str(error), where="the question", remedy="one <image> for each --image") from error
+            remedy = "one <image> for each --image" if video is None else "one <video>, or none, and no <image>"
+            raise UserError(str(error), where="the question", remedy=remedy) from error
     print(texts[0])
     return 0
+
+
+def _pictures(paths: list[str]) -> list[Any]:
+    from modeling.images import ImageError, decode_rgb
+
+    images = []
+    for path in paths:
+        try:
+            images.append(decode_rgb(Path(path).read_bytes()))
+        except (OSError, ImageError) as error:
+            raise UserError(f"cannot be read: {error}", where=path, remedy="give a JPEG or PNG file") from error
+    return images
+
+
+class _Video:
+    """The middle frames of a video, as `evaluate` shows them. Raises UserError for a file that is none, at once."""
+
+    def __init__(self, path: str, most: int):
+        from modeling.tiles import frame_indices
+        from modeling.video import probe
+
+        self.path = path
+        with self._told():
+            self.data = Path(path).read_bytes()
+            self.indices = frame_indices(most, probe(self.data).frames)
+
+    def frames(self, size: int) -> list[Any]:
+        """As tiles of so many pixels a side."""
+        from modeling.video import read_frames
+
+        with self._told():
+            return read_frames(self.data, self.indices, size)
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        from modeling.video import FORMATS, VideoError
+
+        try:
+            yield
+        except (OSError, VideoError) as error:
+            remedy = f"give a video that is whole: {FORMATS.replace(',', ', ')}, gif"
+            raise UserError(f"cannot be read: {error}", where=self.path, remedy=remedy) from error

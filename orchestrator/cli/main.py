@@ -45,10 +45,14 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("overrides", nargs="*", help=overrides)
     sub = verb("gc", gc, "remove checkpoints of completed stages and what lost attempts left in storage")
     sub.add_argument("--dry-run", action="store_true", help="only tell")
-    sub = verb("ask", commands.ask, "one question to a trained stage, with or without pictures")
+    sub = verb("ask", commands.ask, "one question to a trained stage, with or without pictures or a video")
     sub.add_argument("stage")
     sub.add_argument("question")
-    sub.add_argument("--image", action="append", default=[], help="a picture; once for each")
+    media = sub.add_mutually_exclusive_group()
+    media.add_argument("--image", action="append", default=[], help="a picture; once for each")
+    media.add_argument("--video", metavar="FILE", help="a video, shown by its middle frames of equal intervals")
+    text = "frames of the video that are shown (default: the most that the stage was trained with)"
+    sub.add_argument("--frames", type=int, metavar="N", help=text)
     sub.add_argument("--max-tiles", type=int, default=12, help="tiles for all pictures together (default 12)")
     sub.add_argument("--max-new-tokens", type=int, default=64)
 

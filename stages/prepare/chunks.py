@@ -11,16 +11,19 @@ curation has rejected; signatures.npz where copies are looked for.
 """
 
 import json
+import os
+import sys
 import tempfile
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from modeling import files
+from modeling.errors import UserError
 from modeling.meta import Dataset
 from modeling.shards import SHARDS
 from modeling.sources import Rejected, Rejection, Sample, parse_record, rejected
@@ -28,7 +31,9 @@ from stages.io import Folder
 from stages.params import ModelParams, PrepareParams
 from stages.prepare.formats import Record, Unit, read
 
-LAYOUT = 1  # of a part: raise it when parts of before cannot be used any more
+BEGUN = "begun"  # a mark for every task that began a unit, in the folder of parts
+LAYOUT = 2  # of a part: raise it when parts of before cannot be used any more
+MOST_TILES = 2**15 - 1  # that the index can hold
 FETCHES = 16  # at once, of media on S3
 
 
@@ -37,12 +42,15 @@ class Chunk:
     """One unit of a dataset, and all that its part depends on. position: the dataset's place in the meta file."""
 
     number: int
-    dataset: Dataset
+    dataset: Dataset  # its annotations: the unit's file alone, for there may be thousands
     position: int
     unit: Unit
+    told: str  # how messages name the unit's file
+    place: int  # of the file among the annotations of its dataset
     model: ModelParams
     params: PrepareParams
     system: str | None
+    questions: bool = False  # of an evaluation set: answers may be absent, and lengths are no matter
 
     @property
     def name(self) -> str:
@@ -51,7 +59,15 @@ class Chunk:
     @property
     def mark(self) -> str:
         """What must agree for a part of an earlier attempt to be this chunk's."""
-        return json.dumps([LAYOUT, self.dataset.name, asdict(self.unit)])
+        unit = asdict(self.unit) | {"path": os.path.basename(self.unit.path)}  # folders may move
+        return json.dumps([LAYOUT, self.dataset.name, self.place, unit, self.questions])
+
+    @property
+    def where(self) -> str:
+        """For messages."""
+        if not self.unit.records:
+            return self.told
+        return f"{self.told}: records {self.unit.first} to {self.unit.first + self.unit.records - 1}"
 
 
 @dataclass(frozen=True)
@@ -83,6 +99,11 @@ class Part:
     first: list[dict[str, Any]]
 
     @property
+    def name(self) -> str:
+        """Of its manifest, as Chunk.name."""
+        return f"{self.number:06d}.json"
+
+    @property
     def kept(self) -> int:
         return self.counts.get("", 0)
 
@@ -100,11 +121,19 @@ def measure_chunk(work: Work) -> Part:
 
     chunk = work.chunk
     measure = build_measure(chunk.model, chunk.params, chunk.system)  # pyright: ignore[reportArgumentType]
+    if chunk.questions:
+        measure = replace(measure, max_tokens=sys.maxsize, max_tiles_per_sample=MOST_TILES, answers=False)
     judge = Judge(chunk.params.curate, chunk.dataset.name, work.reviewed)
+    work.folder.create(f"{BEGUN}/{chunk.number:06d}-{uuid.uuid4().hex[:12]}", b"")
     with tempfile.TemporaryDirectory(prefix="stageline-part-") as scratch:
         writer = PartWriter(Path(scratch), chunk.dataset, int(chunk.params.shard_megabytes * 1e6))
         for number, sample in _samples(chunk):
-            writer.add(sample, f"{chunk.position:03d}-{chunk.number:06d}-{number:09d}", measure, judge)
+            try:
+                writer.add(sample, f"{chunk.position:03d}-{chunk.number:06d}-{number:09d}", measure, judge)
+            except (UserError, ConnectionError, MemoryError):
+                raise
+            except Exception as error:  # a bug of ours should at least say where
+                raise RuntimeError(f"{chunk.dataset.name}: {chunk.told}:{number}: {error!r}") from error
         writer.close()
         folder = f"{chunk.number:06d}-{uuid.uuid4().hex[:12]}"
         paths = sorted(path for path in Path(scratch).rglob("*") if path.is_file())
@@ -137,16 +166,15 @@ def read_part(data: bytes) -> Part:
 
 
 def _samples(chunk: Chunk) -> Iterator[tuple[int, Sample | Rejected]]:
-    path = chunk.unit.path
     records = read(chunk.unit, chunk.dataset)
     if not files.is_remote(chunk.dataset.root):
         for record in records:
-            yield record[0], _sample(chunk.dataset, path, record)
+            yield record[0], _sample(chunk, record)
         return
     with ThreadPoolExecutor(FETCHES) as pool:  # media on S3 take longer to come than to measure
         pending: list[Any] = []
         for record in records:
-            sample = _sample(chunk.dataset, path, record)
+            sample = _sample(chunk, record)
             pending.append((record[0], pool.submit(_fetched, sample, chunk.dataset)))
             if len(pending) > 2 * FETCHES:
                 number, future = pending.pop(0)
@@ -155,11 +183,12 @@ def _samples(chunk: Chunk) -> Iterator[tuple[int, Sample | Rejected]]:
             yield number, future.result()
 
 
-def _sample(dataset: Dataset, path: str, record: Record) -> Sample | Rejected:
-    number, data, media = record
+def _sample(chunk: Chunk, record: Record) -> Sample | Rejected:
+    (number, data, media), dataset = record, chunk.dataset
     if isinstance(data, Rejection):
-        return rejected(dataset, number, f"{dataset.name}-{number}", data, dataset.told(path))
-    return parse_record(dataset, number, data, dataset.told(path), media)
+        return rejected(dataset, number, f"{dataset.name}-{number}", data, chunk.told)
+    holds_media = chunk.unit.path.endswith((".parquet", ".tar"))
+    return parse_record(dataset, number, data, chunk.told, media, answers=not chunk.questions, paths=not holds_media)
 
 
 def _fetched(sample: Sample | Rejected, dataset: Dataset) -> Sample | Rejected:

@@ -22,7 +22,20 @@ STEPS = ("structure", "review", "images", "text", "duplicates", "contamination",
 SCORES = ("quality", "repetition")
 BEST = 10  # scores are 0 to 10 (arXiv 2412.05271, §4.3)
 BATCH = 1 << 16
-COLUMNS = ["dataset", "type", "verdict", "step", "reason", "tokens", "supervised", "tiles", "repeat", "domain", *SCORES]
+COLUMNS = [
+    "dataset",
+    "type",
+    "verdict",
+    "step",
+    "reason",
+    "tokens",
+    "mean_tokens",
+    "supervised",
+    "tiles",
+    "repeat",
+    "domain",
+    *SCORES,
+]
 
 Why = tuple[str, str]  # step, reason
 

@@ -45,6 +45,7 @@ def _dataset_digest(dataset: Dataset) -> dict[str, Any]:
                 found = [os.path.basename(path), *(files.state(path, dataset.endpoint) or ())]
                 annotation.update(json.dumps(found).encode() + b"\n")
                 continue
+            annotation.update(b"\0")  # a border that no line holds
             for raw in _records(path, dataset):
                 annotation.update(raw)
                 for name in _media_names(raw):
@@ -77,7 +78,7 @@ def _records(path: str, dataset: Dataset) -> Iterator[bytes]:
 
 def _media_names(raw: bytes) -> list[str]:
     """The paths that a record names; none where it is malformed: its bytes are in the annotation's digest."""
-    if b'"image' not in raw and b'"video' not in raw:
+    if b"image" not in raw and b"video" not in raw:
         return []
     try:
         return media_named(parse_json(raw))
@@ -95,7 +96,7 @@ def _state_of(dataset: Dataset) -> Callable[[str], Any]:
         except Rejection:
             return None
         if path.endswith("/"):  # a folder of frames
-            inside = files.listed(path + "*", dataset.endpoint)
+            inside = files.inside(path.rstrip("/"), dataset.endpoint)
             return [(os.path.basename(one), files.state(one, dataset.endpoint)) for one in inside] or None
         return files.state(path) if remote is None else remote.get(path)
 

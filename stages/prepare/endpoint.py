@@ -1,9 +1,13 @@
 """Answers of an OpenAI-compatible endpoint: `POST {base_url}/chat/completions`.
 
 Invariants. `answers` answers every prompt or raises: a UserError for what a person has to change, EndpointUnavailable
-where the endpoint answers nobody. An endpoint that is down is no property of a sample: a prompt stays without an answer
-("") only where it failed all its tries while the endpoint answered another one. Answers that came before a failure, or
-were under way, are given. The key is in this process's memory and in the header of requests, nowhere else.
+where the endpoint has answered nobody for `patience_s`. An endpoint that is down is no property of a sample: a prompt
+stays without an answer ("") only where the endpoint answered another one after it had failed all its tries, or was
+refused (a content filter, a context that is too short). Answers that came before a failure, or were under way, are
+given. The key is in this process's memory and in the header of requests, nowhere else.
+
+An outage is when as many requests in a row fail as may be in flight. Then one thread asks whether the endpoint is back,
+ever more seldom, and the others wait for it: a service that starts again is not met by all of them at once.
 """
 
 import logging
@@ -24,9 +28,9 @@ from stages.prepare.scoring import CUT, Scorer
 log = logging.getLogger(__name__)
 
 BASE_S, CAP_S = 0.5, 30.0  # a wait is drawn from [0, min(CAP_S, BASE_S · 2^n)], as in orchestrator/retry.py
-LONGEST_S = 300.0  # of a Retry-After; who asks for more is not available
 PROBE = "Answer with the word: yes"
 _PASSING = (408, 409, 425, 429)  # and every 5xx
+_PERHAPS_THE_PROMPT = (400, 403, 413, 422)  # filters and lengths are told by these, wrong settings too
 _REMEDIES = {
     401: "put a valid key into the environment variable that api_key_env names, on every worker",
     403: "give a key that may use this model, or the name of another model",
@@ -37,6 +41,14 @@ _REMEDY = "check model, body, max_new_tokens and max_characters against what the
 
 class EndpointUnavailable(ConnectionError):
     """The endpoint answers nobody. A ConnectionError: the driver tries the stage again later, as for storage."""
+
+
+class _Refused(Exception):
+    """Of this prompt alone, or of every one: then `error` is what to tell."""
+
+    def __init__(self, error: UserError):
+        super().__init__(error.message)
+        self.error = error
 
 
 class _Passing(Exception):
@@ -63,14 +75,18 @@ class EndpointScorer(Scorer):
         self._session.auth = self._authorize
         for scheme in ("http://", "https://"):
             self._session.mount(scheme, HTTPAdapter(pool_maxsize=params.concurrency))
-        self._lock = threading.Lock()
-        self._faults = 0  # in a row, over all requests
-        self._not_before = 0.0  # on the monotonic clock
+        self._lock = threading.Lock()  # of the four below, which are of all requests
+        self._faults = 0  # in a row
+        self._answers = 0
+        self._last = 0.0  # when the last answer came, or the asking began, on the monotonic clock
+        self._not_before = 0.0  # on the same clock
+        self._probing = threading.Lock()  # whoever holds it finds out whether the endpoint is back
 
     def answers(self, prompts: Sequence[str]) -> Iterator[tuple[int, str]]:
         if not prompts:
             return
-        self._faults = 0
+        with self._lock:
+            self._faults, self._last = 0, time.monotonic()
         stop, failure = threading.Event(), None
         with ThreadPoolExecutor(min(self.params.concurrency, len(prompts))) as pool:
             futures = {pool.submit(self._answer, prompt, stop): index for index, prompt in enumerate(prompts)}
@@ -96,21 +112,39 @@ class EndpointScorer(Scorer):
             raise
 
     def _persist(self, prompt: str, stop: threading.Event) -> str:
-        fault = _Passing("not tried")
+        fault: Exception | None = None
         for attempt in range(self.params.retries + 1):
             self._wait(stop)
             try:
                 return self._request(prompt)
+            except _Refused as error:
+                fault = error
+                break
             except _Passing as error:
                 fault = error
-            stop.wait(random.uniform(0, min(CAP_S, BASE_S * 2**attempt)))
-        self._wait(stop)
-        try:
-            self._request(PROBE)
-        except _Passing as error:
-            raise self._unavailable(error) from None
-        log.warning("%s: a prompt has no answer after %d tries: %s", self.url, self.params.retries + 1, fault)
+            if self._faults >= self.params.concurrency:
+                self._until_it_answers(stop)
+            _pause(attempt, stop)
+        self._until_it_answers(stop)
+        log.warning("%s: a prompt has no answer: %s", self.url, fault)
         return ""
+
+    def _until_it_answers(self, stop: threading.Event) -> None:
+        """Returns once anybody was answered. Raises EndpointUnavailable, and UserError where nothing is accepted."""
+        before, attempt = self._answers, 0
+        with self._probing:
+            while self._answers == before:
+                self._wait(stop)
+                try:
+                    self._request(PROBE)
+                except _Refused as refused:
+                    raise refused.error from None
+                except _Passing as fault:
+                    silent = time.monotonic() - self._last
+                    if silent >= self.params.patience_s:
+                        raise self._unavailable(f"has given no answer for {silent:.0f} s", fault) from None
+                    _pause(attempt, stop)
+                    attempt += 1
 
     def _wait(self, stop: threading.Event) -> None:
         """Until no Retry-After holds; raises where the others have given up."""
@@ -123,15 +157,15 @@ class EndpointScorer(Scorer):
         try:
             answer = self._post(prompt)
         except _Passing as fault:
+            if fault.after > self.params.patience_s:
+                raise self._unavailable(f"asks to wait for {fault.after:.0f} s", fault) from None
             with self._lock:
                 self._faults += 1
-                faults = self._faults
-                self._not_before = max(self._not_before, time.monotonic() + min(fault.after, LONGEST_S))
-            if faults >= self.params.max_failures or fault.after > LONGEST_S:
-                raise self._unavailable(fault) from None
+                self._not_before = max(self._not_before, time.monotonic() + fault.after)
             raise
         with self._lock:
-            self._faults = 0
+            self._faults, self._last = 0, time.monotonic()
+            self._answers += 1
         return answer
 
     def _post(self, prompt: str) -> str:
@@ -162,7 +196,8 @@ class EndpointScorer(Scorer):
         if status != 200:
             told = "" if status in (401, 403) else f": {self._shown(response.text)}"  # which may show parts of the key
             message = f"the endpoint refuses the request with status {status}{told}"
-            raise UserError(message, where=self._where, remedy=_REMEDIES.get(status, _REMEDY))
+            error = UserError(message, where=self._where, remedy=_REMEDIES.get(status, _REMEDY))
+            raise _Refused(error) if status in _PERHAPS_THE_PROMPT else error
         try:
             choice = response.json()["choices"][0]
             content, reason = choice["message"]["content"], choice.get("finish_reason")
@@ -182,15 +217,16 @@ class EndpointScorer(Scorer):
         text = " ".join((text.replace(self._key, "***") if self._key else text).split())
         return text if len(text) <= 200 else f"{text[:200]} ..."
 
-    def _unavailable(self, fault: _Passing) -> EndpointUnavailable:
-        return EndpointUnavailable(
-            f"{self._where}: the endpoint does not answer ({self._faults} faults in a row, the last: {fault}); "
-            "scores so far are kept"
-        )
+    def _unavailable(self, what: str, fault: _Passing) -> EndpointUnavailable:
+        return EndpointUnavailable(f"{self._where}: the endpoint {what} (last: {fault}); scores so far are kept")
 
     @property
     def _where(self) -> str:
         return f"curate.scores.endpoint: {self.url}"
+
+
+def _pause(attempt: int, stop: threading.Event) -> None:
+    stop.wait(random.uniform(0, min(CAP_S, BASE_S * 2 ** min(attempt, 20))))
 
 
 def _read_key(name: str | None) -> str:

@@ -17,7 +17,7 @@ import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from modeling import files
 from modeling.errors import DataError
@@ -25,6 +25,9 @@ from modeling.meta import Dataset
 from modeling.sources import Media, Rejection, parse_json
 
 RECORDS = 1024  # of a unit at most, where its format lets it choose
+RUN_BYTES = 64 << 20  # of a unit of lines, which is read at once
+SLICES = 4  # of a row group at most: each is decoded from the group's beginning
+COLUMNS = ("id", "task", "conversations", "messages", "texts", "image", "images", "video", "videos", "clip")
 MOST_BYTES = 2 << 30  # of one picture or video, which is held in memory
 _TOKENS = re.compile(rb'"(?:[^"\\]|\\.)*+"|[\[\]{},]', re.S)
 
@@ -78,7 +81,7 @@ def read(unit: Unit, dataset: Dataset) -> Iterator[Record]:
     for number, raw in enumerate(lines, unit.first):
         if number == 1:
             raw = raw.removeprefix(b"\xef\xbb\xbf")
-        if raw.strip():
+        if raw.strip() or (suffix == ".json" and not data.endswith(raw)):
             yield number, _parsed(raw), []
 
 
@@ -99,7 +102,7 @@ def runs_of_lines(file: Any, records: int = RECORDS) -> Iterator[tuple[int, int,
     for raw in file:
         size += len(raw)
         count += 1
-        if count == records:
+        if count == records or size >= RUN_BYTES:
             yield first, count, offset, size
             offset, first, size, count = offset + size, first + count, 0, 0
     if count:
@@ -131,7 +134,7 @@ def runs_of_list(local: Path, told: str, records: int = RECORDS) -> Iterator[tup
                 return
             if depth == 1 and mark == b",":
                 count, after = count + 1, place + 1
-                if count == records:
+                if count == records or place - start >= RUN_BYTES:
                     yield first, count, start, place - start
                     first, start, count = first + count, after, 0
     if depth == 0:
@@ -164,7 +167,9 @@ def _parquet(dataset: Dataset, path: str) -> Any:
 
     try:
         return pq.ParquetFile(files.opened(path, dataset.endpoint))
-    except pa.ArrowException as error:
+    except (ConnectionError, FileNotFoundError, PermissionError):
+        raise
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise DataError(f"no Parquet file: {error}", where=path, remedy="fetch or write the file again") from None
 
 
@@ -173,8 +178,9 @@ def _row_runs(dataset: Dataset, path: str) -> Iterator[Unit]:
     first = 1
     for group in range(file.metadata.num_row_groups):
         rows = file.metadata.row_group(group).num_rows
-        for start in range(0, rows, RECORDS):
-            count = min(RECORDS, rows - start)
+        size = max(RECORDS, -(-rows // SLICES))
+        for start in range(0, rows, size):
+            count = min(size, rows - start)
             yield Unit(path, first, count, start, count, group)
             first += count
 
@@ -183,18 +189,28 @@ def _rows(unit: Unit, dataset: Dataset) -> Iterator[Record]:
     import pyarrow as pa
 
     file = _parquet(dataset, unit.path)
-    number, skip = unit.first, unit.offset
+    columns = [name for name in COLUMNS if name in file.schema_arrow.names]
+    number, skip, end = unit.first, unit.offset, unit.first + unit.size
     try:
-        for batch in file.iter_batches(64, row_groups=[unit.group]):
-            rows = batch.slice(skip).slice(0, unit.first + unit.size - number)
+        for batch in file.iter_batches(64, row_groups=[unit.group], columns=columns):
+            rows = batch.slice(skip).slice(0, end - number)
             skip = max(0, skip - len(batch))
-            for row in rows.to_pylist():
-                yield number, {key: value for key, value in row.items() if value is not None}, []
+            for i in range(len(rows)):
+                yield number, _row(rows.slice(i, 1)), []
                 number += 1
+            if number == end:
+                return
+    except (ConnectionError, TimeoutError, PermissionError):
+        raise
     except (pa.ArrowException, OSError) as error:
-        if isinstance(error, files.Unavailable):
-            raise
         yield number, Rejection("broken_file", f"rows from here on cannot be read: {error}"), []
+
+
+def _row(row: Any) -> dict[str, Any] | Rejection:
+    try:
+        return {name: value for name, value in row.to_pylist()[0].items() if value is not None}
+    except (ValueError, OverflowError) as error:  # text that is no UTF-8, a time out of Python's range
+        return Rejection("bad_record", f"a value of this row cannot be read: {error}")
 
 
 # -- archives ------------------------------------------------------------------------------------------
@@ -203,33 +219,53 @@ def _rows(unit: Unit, dataset: Dataset) -> Iterator[Record]:
 def _archive(unit: Unit, dataset: Dataset) -> Iterator[Record]:
     """Neighbouring members of one key are one record. What is no plain file, or whose name leads out of the archive,
     is a record of its own that is refused: nothing of it is read, and nothing is ever extracted to a disk."""
-    number, key, members = 1, "", []
-    try:
-        with files.opened(unit.path, dataset.endpoint) as file, tarfile.open(fileobj=file, mode="r|") as archive:
-            for member in archive:
-                if member.isdir() or os.path.basename(member.name).startswith("._"):
-                    continue
-                reason = _refused(member)
-                name, _, suffix = os.path.basename(member.name).partition(".")
-                own = os.path.join(os.path.dirname(member.name), name)
-                if members and (reason or own != key):
-                    yield number, *_record(members)
-                    number, members = number + 1, []
-                if reason:
-                    yield number, Rejection("bad_member", f"{member.name[:200]!r} {reason}"), []
-                    number += 1
-                    continue
-                content = archive.extractfile(member)
-                assert content is not None, "a plain file"
-                key = own
-                members.append((suffix, content.read()))
-            if members:
-                yield number, *_record(members)
-    except tarfile.TarError as error:
-        if members:
-            yield number, *_record(members)
-            number += 1
-        yield number, Rejection("broken_file", f"no plain tar archive, or cut off here: {error}"), []
+    number, key, members, broken = 1, "", [], ""
+    with files.opened(unit.path, dataset.endpoint) as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(0)
+        try:
+            with tarfile.open(fileobj=file, mode="r:") as archive:
+                while (member := archive.next()) is not None:
+                    if member.offset_data + member.size > size:
+                        raise tarfile.ReadError(f"{member.name[:100]!r} is longer than the archive")
+                    archive.members = []  # pyright: ignore[reportAttributeAccessIssue]  # it keeps them all
+                    if member.isdir() or os.path.basename(member.name).startswith("._"):
+                        continue
+                    reason = _refused(member)
+                    name, _, suffix = os.path.basename(member.name).partition(".")
+                    own = os.path.join(os.path.dirname(member.name), name)
+                    if members and (reason or own != key):
+                        yield number, *_record(members)
+                        number, members = number + 1, []
+                    if reason:
+                        yield number, Rejection("bad_member", f"{member.name[:200]!r} {reason}"), []
+                        number += 1
+                        continue
+                    content = archive.extractfile(member)
+                    assert content is not None, "a plain file"
+                    key = own
+                    members.append((suffix, content.read()))
+                broken = _unended(file, archive.offset)
+        except tarfile.TarError as error:
+            broken = str(error)
+    if members:
+        yield number, *_record(members)
+        number += 1
+    if broken:
+        yield number, Rejection("broken_file", f"no plain tar archive, or damaged here: {broken}"), []
+
+
+def _unended(file: BinaryIO, offset: int) -> str:
+    """What stands where the archive's end should; "" where it ends. tarfile takes any damaged header for the end."""
+    file.seek(offset)
+    end = file.read(2 * tarfile.BLOCKSIZE)
+    if len(end) < tarfile.BLOCKSIZE:
+        return f"it ends at byte {offset} without an end mark"
+    while end:
+        if end.strip(b"\0"):
+            return f"something that is no header follows at byte {offset}"
+        end = file.read(1 << 20)
+    return ""
 
 
 def _refused(member: tarfile.TarInfo) -> str:

@@ -45,7 +45,7 @@ class Judge:
         """What copies are found by."""
         from stages.prepare.signatures import signature
 
-        return signature(sample.conversation, pictures(sample, measured), measured.contents)
+        return signature(sample.conversation, pictures(sample, measured), measured.contents, sample.clip)
 
     def _shape(self, measured: Measured) -> Rejection | None:
         assert self.images is not None, "asked only where the step runs"

@@ -1,8 +1,8 @@
 """The steps of curation that look at all samples that are left: copies, contamination, scores.
 
 Invariants: a step sees what the steps before it have left; a set that is exempt from a step is not looked at, and what
-a person said to keep stays. Memory of the driver: 290 bytes a sample and 178 a picture while copies are looked for
-(signatures.py), else a few bytes for each sample that is rejected.
+a person said to keep stays. Memory of the driver: 600 bytes a sample and 360 a picture while copies are looked for
+(twice the signatures, whose parts are put together), else a few bytes for each sample that is rejected.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from modeling.errors import DataError
 from modeling.index import INDEX
 from modeling.meta import read_meta
 from stages.curation import Curation, Duplicates
@@ -159,10 +160,21 @@ def _taken(signatures: Any, numbers: np.ndarray) -> Any:
 
 
 def _evaluation(io: StageIO, name: str) -> Mixture:
-    """The samples of an evaluation set, as far as they can be read."""
+    """The samples of an evaluation set, with or without answers, of any length. Raises DataError where too many cannot
+    be read: what is not compared would count as clean."""
     source = io.sources[name]
     params = io.params.model_copy(update={"curate": Curation(duplicates=Duplicates()), "data": name})
     folder = io.work_folder(f"parts/against/{name}")
     datasets = read_meta(source.meta, source.endpoint_url)
-    chunks = list(chunks_of(datasets, io.model, params, source.system, io.scratch))
-    return Mixture(list(measured(io, chunks, folder)), folder, io.scratch / "late")
+    chunks = list(chunks_of(datasets, io.model, params, source.system, io.scratch, questions=True))
+    mixture = Mixture(list(measured(io, chunks, folder)), folder, io.scratch / "late")
+    records = sum(part.records for part in mixture.parts)
+    lost = records - int(mixture.starts[-1])
+    if lost > io.params.max_rejected * records or not records:
+        first = next((one for part in mixture.parts for one in part.first), None)
+        place = f": {first['file']}:{first['line']} {first['reason']} ({first['detail']})" if first else ""
+        raise DataError(
+            f"{lost} of {records} records of the evaluation set {name} cannot be read{place}",
+            where=f"stages.{io.stage}.curate.contamination", remedy="correct the set, or take it out of `against`",
+        )  # fmt: skip
+    return mixture

@@ -7,14 +7,17 @@ once, so that damage is found here. Rules for tiles: recipe of arXiv 2412.05271 
 one tile per frame, and every number of frames from `min_frames` to `max_frames` that fits is written down.
 """
 
+import errno
 import hashlib
 import json
 import os
+import re
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Literal
 
 from modeling import files
+from modeling.errors import DataError
 from modeling.images import ImageError, decode_rgb, open_image
 from modeling.meta import Dataset
 from modeling.shards import pack_sample
@@ -26,6 +29,7 @@ from stages.params import ModelParams, PrepareParams
 from stages.prepare.formats import MOST_BYTES
 
 EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "TIFF": "tif"}
+OF_THE_NAME = (errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL)
 FRAME_FILES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
 
@@ -43,6 +47,7 @@ class Measure:
     frame_counts: range  # of a video
     verify: Literal["full", "header"]
     tile_tie: Literal["strict", "inclusive"]
+    answers: bool = True  # without a supervised token a sample is refused
 
 
 @dataclass
@@ -117,7 +122,8 @@ def _measure_video(sample: Sample, video: Media, dataset: Dataset, measure: Meas
         names, contents, info, kind = *_frames(video, dataset, measure), "frames"
     else:
         contents, kind = [_read(video, dataset, "missing_video", "unreadable_video")], "file"
-        names = [os.path.splitext(video.name)[1].lstrip(".").lower() or "mp4"]
+        suffix = os.path.splitext(video.name)[1].lstrip(".").lower()
+        names = [suffix if re.fullmatch("[a-z0-9]{1,8}", suffix) else "mp4"]
         try:
             info = probe(contents[0], sample.clip, verify=measure.verify == "full")
         except VideoError as error:
@@ -215,7 +221,7 @@ def _count(sample: Sample, tiles: list[int], measure: Measure, video: bool) -> t
     if tokens > measure.max_tokens:
         raise _too_long(tokens, measure)
     answers = [end - start for start, end in encoded.answer_spans]
-    if not sum(answers):
+    if measure.answers and not sum(answers):
         raise Rejection("no_supervised_token", "nothing to learn from")
     return tokens, answers
 
@@ -231,11 +237,16 @@ def _too_long(tokens: int, measure: Measure) -> Rejection:
 
 def _frames(video: Media, dataset: Dataset, measure: Measure) -> tuple[list[str], list[bytes], VideoInfo]:
     """A folder of frames, in the order of their names."""
-    found = files.listed(files.join(video.path, "*"), dataset.endpoint)
+    found = files.inside(video.path.rstrip("/"), dataset.endpoint)
     paths = frame_order([path for path in found if os.path.splitext(path)[1].lower() in FRAME_FILES])
     if not paths:
         raise Rejection("missing_video", f"{video.name} is no folder with pictures")
-    contents = [_read(Media(os.path.basename(path), path), dataset) for path in paths]
+    contents, total = [], 0
+    for path in paths:
+        contents.append(_read(Media(os.path.basename(path), path), dataset))
+        total += len(contents[-1])
+        if total > MOST_BYTES:
+            raise Rejection("too_many_bytes", f"the frames of {video.name} are larger than {MOST_BYTES >> 30} GiB")
     opened = [_header(data, path) for data, path in zip(contents, paths)]
     if measure.verify == "full":
         for data, path in zip(contents, paths):
@@ -253,10 +264,15 @@ def _read(
             data = files.read(media.path, dataset.endpoint, size=MOST_BYTES + 1)
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
             raise Rejection(missing, media.path) from None
-        except files.Unavailable:
-            raise
-        except OSError as error:  # name too long, no permission, a failing disk
-            raise Rejection(unreadable, f"{media.path}: {error.strerror or error}") from error
+        except PermissionError as error:
+            if files.is_remote(media.path):  # of these workers, or it is missing and the keys may not list the bucket
+                remedy = "give every worker keys that may read and list it"
+                raise DataError(f"not readable: {error}", where=media.path, remedy=remedy) from error
+            raise Rejection(unreadable, f"{media.path}: {error.strerror}") from error
+        except OSError as error:
+            if error.errno not in OF_THE_NAME:  # a mount that is gone, a failing disk: no sample's fault
+                raise files.Unavailable(f"{media.path}: {error.strerror or error}") from error
+            raise Rejection(unreadable, f"{media.path}: {error.strerror}") from error
     if not data:
         raise Rejection("zero_size", f"{media.path or media.name} is empty")
     if len(data) > MOST_BYTES:

@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,25 +11,29 @@ from modeling.errors import DataError
 from modeling.meta import Dataset
 from stages.io import Folder, StageIO
 from stages.params import PrepareParams
-from stages.prepare.chunks import Chunk, Part, Work, measure_chunk, read_part
+from stages.prepare.chunks import BEGUN, Chunk, Part, Work, measure_chunk, read_part
 from stages.prepare.formats import split
 
 REVIEW = "review.json"
+MOST_BEGUN = 12  # tasks of one unit, over all attempts: Ray tries each 4 times
 KNOWN_AT_ONCE = 1000  # parts of earlier attempts
 
 
 def chunks_of(
-    datasets: Sequence[Dataset], model: Any, params: PrepareParams, system: str | None, scratch: Path
+    datasets: Sequence[Dataset], model: Any, params: PrepareParams, system: str | None, scratch: Path,
+    questions: bool = False,
 ) -> Iterator[Chunk]:  # fmt: skip
-    """All units of a mixture, numbered in its order."""
+    """All units of a mixture, numbered in its order. questions: of an evaluation set, which is only compared with."""
     units = (
-        (position, dataset, unit)
+        (position, dataset, place, unit)
         for position, dataset in enumerate(datasets)
-        for path in dataset.annotations
+        for place, path in enumerate(dataset.annotations)
         for unit in split(dataset, path, scratch / "annotations")
     )
-    for number, (position, dataset, unit) in enumerate(units):
-        yield Chunk(number, dataset, position, unit, model, params, system)
+    for number, (position, dataset, place, unit) in enumerate(units):
+        alone = replace(dataset, annotations=(unit.path,))
+        told = dataset.told(unit.path)
+        yield Chunk(number, alone, position, unit, told, place, model, params, system, questions)
 
 
 def measured(
@@ -65,15 +70,21 @@ def _add(tally: Counter, part: Part) -> None:
 
 def _known(chunks: Sequence[Chunk], folder: Folder) -> dict[int, Part]:
     there = set(folder.names())
+    begun = Counter(name.removeprefix(f"{BEGUN}/")[:6] for name in there if name.startswith(f"{BEGUN}/"))
+    for chunk in chunks:
+        if begun[f"{chunk.number:06d}"] >= MOST_BEGUN and chunk.name not in there:
+            raise DataError(
+                f"{MOST_BEGUN} tasks that read this have ended without a word, most likely killed for the memory they "
+                "took or by a decoder that crashed", where=f"{chunk.dataset.name}, {chunk.where}",
+                remedy="take what it cannot read out of the sources, or give its workers more memory",
+            )  # fmt: skip
     names = [chunk.name for chunk in chunks if chunk.name in there]
     found = {}
     for start in range(0, len(names), KNOWN_AT_ONCE):
         for data in folder.get(names[start : start + KNOWN_AT_ONCE]):
             part = read_part(data)
             if part.mark != chunks[part.number].mark:
-                raise DataError(
-                    "parts of an earlier attempt are of other sources or of another version of Stageline",
-                    where=f"part {part.number}", remedy="delete the folder `parts` of this stage, and run again",
-                )  # fmt: skip
+                folder.drop([chunks[part.number].name])  # of another version of Stageline
+                continue
             found[part.number] = part
     return found

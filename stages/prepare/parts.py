@@ -11,9 +11,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from modeling.images import ImageError
 from modeling.meta import Dataset
 from modeling.shards import ShardWriter
 from modeling.sources import Rejected, Rejection, Sample
+from modeling.video import VideoError
 from stages.prepare.judge import Judge
 from stages.prepare.measure import Measure, Measured, measure_sample
 
@@ -31,6 +33,7 @@ VERDICTS = pa.schema(
         ("reason", pa.string()),
         ("detail", pa.string()),
         ("tokens", pa.int32()),  # of a video with as many frames as fit
+        ("mean_tokens", pa.int32()),  # of a use: a video's over the numbers of frames that it may show, rounded
         ("supervised", pa.int32()),
         ("tiles", pa.int16()),
         ("repeat", pa.float64()),
@@ -72,12 +75,16 @@ class PartWriter:
             self._reject(Rejected.of(sample, rejection), step, key, sample.type, measured)
             self.review.add(measured.blob, measured.row)
             return
+        if judge.signs:
+            try:
+                self._signatures.append(judge.signature(sample, measured))
+            except (ImageError, VideoError) as error:  # `verify: header` has not looked at the pixels
+                reason = "unreadable_video" if sample.video else "unreadable_image"
+                return self._reject(Rejected.of(sample, Rejection(reason, str(error))), "structure", key, sample.type)
         self.counts[""] += 1
         self.tokens += measured.row["tokens"]
         self._verdict(sample, key, sample.type, measured, verdict="kept", step="", reason="", detail="")
         self.kept.add(measured.blob, measured.row)
-        if judge.signs:
-            self._signatures.append(judge.signature(sample, measured))
 
     def close(self) -> None:
         self.kept.__exit__(None)
@@ -101,10 +108,12 @@ class PartWriter:
 
     def _verdict(self, sample: Sample | Rejected, key: str, type: str, measured: Measured | None, **found: str) -> None:
         row = measured.row if measured else {"tokens": 0, "answers": [], "tiles": 0}
+        choices = row.get("frame_tokens") or [row["tokens"]]
         self._verdicts.append(
             {
                 "dataset": sample.dataset, "file": sample.file, "line": sample.line, "id": sample.id, "key": key,
                 "digest": measured.digest if measured else "", "type": type, "tokens": row["tokens"],
+                "mean_tokens": round(sum(choices) / len(choices)),
                 "supervised": sum(row["answers"]), "tiles": row["tiles"], "repeat": self.dataset.repeat,
                 **found, **NOT_SCORED,
             }

@@ -77,14 +77,15 @@ def read_review(path: Path | str) -> dict[str, Verdict]:
         text = path.read_text(encoding="utf-8-sig")
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         raise DataError("no file of verdicts", where=str(path), remedy="check `review:` under `curate:`") from None
-    except (UnicodeDecodeError, PermissionError) as error:
+    except (ValueError, OSError) as error:  # not UTF-8, a name that is too long or holds NUL, no permission
         raise DataError(f"cannot read the verdicts: {error}", where=str(path), remedy=REMEDY) from None
     try:
         data = json.loads(text, object_pairs_hook=lambda pairs: _once(pairs, path))
     except json.JSONDecodeError as error:
         raise DataError(f"not JSON: {error.msg}", where=f"{path}:{error.lineno}", remedy=REMEDY) from None
-    except RecursionError:
-        raise DataError("not a file of verdicts: nested beyond reading", where=str(path), remedy=REMEDY) from None
+    except (RecursionError, ValueError) as error:  # nested too deep, or a number of thousands of digits
+        what = "nested beyond reading" if isinstance(error, RecursionError) else str(error)
+        raise DataError(f"not a file of verdicts: {what}", where=str(path), remedy=REMEDY) from None
     if not isinstance(data, dict):
         raise DataError(f"must be an object, found a {type(data).__name__}", where=str(path), remedy=REMEDY)
     if type(version := data.get("version")) is not int or version != VERSION:

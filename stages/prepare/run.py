@@ -8,6 +8,7 @@ The result: index.parquet, shards/*.tar, rejected.jsonl, summary.json. Beside it
 card.html, review.html, rejected.jsonl.
 """
 
+import difflib
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -17,7 +18,8 @@ from typing import Any
 import pyarrow as pa
 
 from modeling.errors import DataError
-from modeling.meta import read_meta
+from modeling.meta import Dataset, read_meta
+from stages.curation import Curation
 from stages.io import Folder, StageIO
 from stages.params import PrepareParams
 from stages.prepare import assemble
@@ -30,6 +32,8 @@ from stages.prepare.show import write_pages
 from stages.prepare.summary import summarise
 
 PLACES_SHOWN = 5
+STRUCTURE = "structure:"  # in the counts of a part
+MAY_PASS = ("missing_image", "missing_video", "unreadable_image", "unreadable_video", "zero_size", "broken_file")
 
 
 def prepare(io: StageIO) -> None:
@@ -37,6 +41,7 @@ def prepare(io: StageIO) -> None:
     params: PrepareParams = io.params
     source = io.sources[params.data]
     datasets = read_meta(source.meta, source.endpoint_url)
+    _check_names(io.stage, params.curate, datasets)
     reviewed = read_review(Path(params.curate.review)) if params.curate.review else {}
     chunks = list(chunks_of(datasets, io.model, params, source.system, io.scratch))
     folder = io.work_folder("parts")
@@ -44,7 +49,7 @@ def prepare(io: StageIO) -> None:
     out = io.scratch / "result"
     out.mkdir()
     check = (io.stage, source.meta, params.max_rejected)
-    _check_damage(parts, *check, lambda: _keep_rejected(io, parts, folder, out))
+    _check_damage(parts, folder, *check, lambda: _keep_rejected(io, parts, folder, out))
 
     late, scores = look_at_all(io, parts, folder, reviewed)
     verdicts = _write_verdicts(io.scratch, parts, folder, late, scores)
@@ -99,7 +104,7 @@ def _told(rejected: int, reasons: dict[str, int]) -> str:
     return f"{rejected} rejected" + (f" ({listed})" if listed else "")
 
 
-def _check_damage(parts: Sequence[Part], stage: str, meta: str, max_rejected: float, keep: Any) -> None:
+def _check_damage(parts: Sequence[Part], folder: Folder, stage: str, meta: str, max_rejected: float, keep: Any) -> None:
     """What is wrong with the sources themselves; the steps of curation are not counted here."""
     where = f"stages.{stage}: {meta}"
     samples = sum(part.records for part in parts)
@@ -108,14 +113,15 @@ def _check_damage(parts: Sequence[Part], stage: str, meta: str, max_rejected: fl
     damaged: Counter[str] = Counter()
     for part in parts:
         for name, count in part.counts.items():
-            step, _, reason = name.partition(":")
-            if step == "structure":
-                damaged[reason] += count
+            if name.startswith(STRUCTURE):
+                damaged[name.removeprefix(STRUCTURE)] += count
     broken = damaged["broken_file"]
     total = damaged.total()
     if total < samples and total / samples <= max_rejected and not broken:
         return
     keep()
+    # what may be mended without an edit (a mount, a download that had not ended) is looked at again by the next run
+    folder.drop([part.name for part in parts if any(name.removeprefix(STRUCTURE) in MAY_PASS for name in part.counts)])
     first = [one for part in parts for one in part.first]
     first.sort(key=lambda one: one["reason"] != "broken_file")
     shown = first[:PLACES_SHOWN]
@@ -128,6 +134,19 @@ def _check_damage(parts: Sequence[Part], stage: str, meta: str, max_rejected: fl
     message = f"{_told(total, damaged)}, {share}: {places}{more}"
     remedy = f"correct the samples (all are listed in rejected.jsonl beside the stage) or raise stages.{stage}."
     raise DataError(message, where=where, remedy=remedy + "max_rejected" if total < samples else "correct the samples")
+
+
+def _check_names(stage: str, curate: Curation, datasets: Sequence[Dataset]) -> None:
+    """The sets that curation names are those of the meta file."""
+    names = [dataset.name for dataset in datasets]
+    given = {f"exempt.{step}": getattr(curate.exempt, step) for step in type(curate.exempt).model_fields}
+    given["scores.domains"] = tuple(curate.scores.domains) if curate.scores else ()
+    for key, sets in given.items():
+        for one in sets:
+            if one not in names:
+                near = difflib.get_close_matches(one, names, 1)
+                remedy = f"did you mean '{near[0]}'?" if near else f"the meta file has {', '.join(names[:10])}"
+                raise DataError(f"there is no dataset '{one}'", where=f"stages.{stage}.curate.{key}", remedy=remedy)
 
 
 def _check_kept(summary: dict[str, Any], stage: str, meta: str, max_rejected: float) -> None:

@@ -9,7 +9,8 @@ system does not have, and an object store has neither.
 
 On an object store: when a chunk is done its segment is put under the SHA-256 of its bytes, create-only. The scores that
 a run may use are all segments in that place, of whatever mixture; a worker fetches those that its disk lacks. Segments
-may be merged into larger ones at any time.
+are never merged or removed: whoever reads them then needs no agreement with anybody, they are fetched side by side,
+once a process, and a run that asks nothing new leaves none.
 
 Memory: a process holds what it has read. A million scores: 106 MB, 3.5 s to read, a file of 90 MB (Python 3.11, one of
 2 x86-64 cores); so the repetition scores of 16.3 million samples, as in the paper's fine-tuning mixture, are 1.7 GB.
@@ -19,7 +20,6 @@ Scoring waits for accelerators or an endpoint: one process per GPU, or one per n
 import json
 import logging
 import os
-import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -92,15 +92,6 @@ class SegmentCache:
                         self._known[key] = shared.setdefault(value, value)
         if unreadable:
             log.warning("%s: %d lines cannot be read; what they held is asked again", segment, unreadable)
-
-
-def folder_cache(folder: Path) -> SegmentCache:
-    """What all segments in a folder hold, and a new one of this process's own for more."""
-    folder.mkdir(parents=True, exist_ok=True)
-    cache = SegmentCache()
-    cache.read(sorted(folder.glob(f"*{SUFFIX}")))
-    cache.write_to(folder / f"{uuid.uuid4().hex}{SUFFIX}")
-    return cache
 
 
 @lru_cache(maxsize=1)

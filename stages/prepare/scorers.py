@@ -1,10 +1,12 @@
 """Who answers the questions of scoring.py: a language model of this process (here), or an endpoint (endpoint.py).
 
-Invariant: an answer is given as soon as it is there, so that what fails after it cannot lose it. Nothing that comes
-with a model is run: safetensors, GGUF and JSON are read, templates in the library's sandbox.
+Invariant: an answer is given as soon as it is there, so that what fails after it cannot lose it. A prompt that alone
+cannot be answered has the answer "", and stops nobody. Nothing that comes with a model is run: safetensors, GGUF and
+JSON are read, templates in the library's sandbox.
 """
 
 import importlib.util
+import logging
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -12,11 +14,11 @@ from typing import Any
 
 from modeling.digests import language_digest
 from modeling.errors import CheckpointError, UserError
-from stages.curation import LocalModel, Scores
-from stages.prepare.endpoint import EndpointScorer
+from stages.curation import START, LocalModel, Scores
+from stages.prepare.endpoint import PROBE, EndpointScorer
 from stages.prepare.scoring import CUT, ScoreCache, Scored, Scorer, Text, score_samples
 
-START = "Answer:"  # how a local model's answer begins, so that its first token is the score
+log = logging.getLogger(__name__)
 
 
 @lru_cache(maxsize=1)
@@ -57,9 +59,18 @@ class LocalScorer(Scorer):
             return
         if self._model is None:
             self._load()
+        room = self._room()
         encoded = [self._encode(prompt) for prompt in prompts]
         order = sorted(range(len(prompts)), key=lambda index: len(encoded[index]), reverse=True)
-        self._check_room(len(encoded[order[0]]))
+        too_long = [index for index in order if room is not None and len(encoded[index]) > room]
+        if too_long:
+            log.warning(
+                "%s: %d of %d prompts have no answer: they have up to %d tokens, the model sees %s of a prompt; "
+                "curate.scores.max_characters makes them shorter",
+                self.path, len(too_long), len(prompts), len(encoded[too_long[0]]), room,
+            )  # fmt: skip
+        yield from ((index, "") for index in too_long)
+        order = order[len(too_long) :]
         for start in range(0, len(order), self.params.batch):
             batch = order[start : start + self.params.batch]
             yield from zip(batch, self._generate([encoded[index] for index in batch]))
@@ -103,13 +114,19 @@ class LocalScorer(Scorer):
         ids = self._tokenizer(prompt, add_special_tokens=False, split_special_tokens=True).input_ids
         return [*self._before, *ids, *self._after]
 
-    def _check_room(self, longest: int) -> None:
-        room = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
-        if room is not None and longest + self.params.max_new_tokens > room:
+    def _room(self) -> int | None:
+        """Tokens that a prompt may have; None: any number. Raises UserError where none fits."""
+        context = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
+        if context is None:
+            return None
+        room, least = context - self.params.max_new_tokens, len(self._encode(PROBE))
+        if room < least:
             raise UserError(
-                f"a prompt has {longest} tokens, the model sees {room}", where=f"curate.scores.local: {self.path}",
-                remedy="lower curate.scores.max_characters or take a model with a longer context",
+                f"the model sees {context} tokens: an answer of {self.params.max_new_tokens} leaves {room}, and the "
+                f"shortest prompt has {least}", where=f"curate.scores.local: {self.path}",
+                remedy="lower max_new_tokens or take a model with a longer context",
             )  # fmt: skip
+        return room
 
     def _generate(self, batch: list[list[int]]) -> list[str]:
         import torch

@@ -8,9 +8,10 @@ so that a mixed set is judged as well as a pure one. That is one call in three o
 saves it.
 
 Invariants. A score was read from an answer, or it is None: no default ever stands in for one. Only the domain has one,
-`general`, whose prompt fits every text. No question that the cache can answer is asked, and each score is in the cache
-before the next answer is read. What the prompts ask is fixed by PROMPTS (stages/curation.py), which is part of every
-cache key and of the stage's identity.
+`general`, whose prompt fits every text; that it could not be read is remembered for as many attempts, and not at all
+where the scorer did not answer. No question that the cache can answer is asked, and each score is in the cache before
+the next answer is read. What the prompts ask is fixed by PROMPTS (stages/curation.py), which is part of every cache key
+and of the stage's identity.
 
 Samples are not to be trusted. A sample stands between marks with a code drawn from its own text, which it therefore
 cannot contain; what is asked comes again behind it; tokens that could end the user's turn are broken up. An answer that
@@ -66,11 +67,6 @@ class Scorer(ABC):
     def answers(self, prompts: Sequence[str]) -> Iterator[tuple[int, str]]:
         """(index of the prompt, answer) in any order, each as soon as it is there. An answer that stopped at its last
         allowed token ends with CUT; "" is none. Raises where it cannot answer."""
-
-    def ask(self, prompts: Sequence[str]) -> list[str]:
-        """All answers, in the order of the prompts."""
-        answers = dict(self.answers(prompts))
-        return [answers[index] for index in range(len(prompts))]
 
 
 class ScoreCache(Protocol):
@@ -224,12 +220,16 @@ class _Asking:
     def resolve(self, questions: Sequence[_Question]) -> list[Value | None]:
         keys = [cache_key(self.scorer.identity, question.kind, question.prompt) for question in questions]
         known: dict[str, Value] = dict(self.cache.get_many(list(dict.fromkeys(keys))))
+        undecided = {key: self._undecided(q) for key, q in zip(keys, questions, strict=True) if q.kind == "domain"}
+        found = self.cache.get_many(list(undecided.values()))
+        known |= {key: found[its] for key, its in undecided.items() if its in found and key not in known}
         unknown: dict[str, _Question] = {}
         for key, question in zip(keys, questions, strict=True):
             if key in known or key in unknown:
                 self.cached[question.sample] += 1
             else:
                 unknown[key] = question
+        silent: set[str] = set()
         for attempt in range(1, self.attempts + 1):
             asked = list(unknown.items())
             again = f"\n\n{_AGAIN.format(attempt=attempt)}" if attempt > 1 else ""
@@ -237,17 +237,25 @@ class _Asking:
                 key, question = asked[index]
                 self.calls[question.sample] += 1
                 value = read_domain(answer) if question.kind == "domain" else read_score(answer)
+                if not answer:
+                    silent.add(key)
                 if value is not None:
                     self.cache.put_many({key: value})
                     known[key] = value
                     del unknown[key]
-        undecided: dict[str, Value] = {key: "general" for key, question in unknown.items() if question.kind == "domain"}
-        self.cache.put_many(undecided)  # or a later run would judge the sample by another prompt
-        known |= undecided
+        general = [key for key, question in unknown.items() if question.kind == "domain"]
+        # or a later run would judge the sample by another prompt; a fault that passes must not be what decides
+        self.cache.put_many({undecided[key]: "general" for key in general if key not in silent})
+        known |= dict.fromkeys(general, "general")
         return [known.get(key) for key in keys]
 
+    def _undecided(self, question: _Question) -> str:
+        """Where it is kept that no domain could be read."""
+        kind = f"{question.kind}: none in {self.attempts} attempts"
+        return cache_key(self.scorer.identity, kind, question.prompt)
 
-def cache_key(identity: Mapping[str, Any], kind: Kind, prompt: str) -> str:
+
+def cache_key(identity: Mapping[str, Any], kind: str, prompt: str) -> str:
     """SHA-256 of all that an answer depends on."""
     return hashlib.sha256(json.dumps([identity, PROMPTS, kind, prompt], sort_keys=True).encode()).hexdigest()
 

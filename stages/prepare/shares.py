@@ -19,7 +19,7 @@ Key = TypeVar("Key", bound=Hashable)
 # ours; how it counts tokens, it does not say.
 PAPER = {"image": 0.4592, "multi_image": 0.0937, "video": 0.3979, "text": 0.0492}
 NAMES = {"image": "single image", "multi_image": "multi-image", "video": "video", "text": "text", "": "unknown"}
-COLUMNS = ("dataset", "type", "repeat", "tokens", "supervised", "tiles")
+COLUMNS = ("dataset", "type", "repeat", "mean_tokens", "supervised", "tiles")  # of verdicts.parquet
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ Invariant: the same result gives the same pages. Beside what the steps of curati
 every set and a few damaged records of every reason, so that both kinds of mistake can be seen.
 """
 
+import hashlib
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -31,12 +32,14 @@ def write_pages(
 ) -> dict[str, Any]:
     """card.html and review.html, beside the stage; returns the card's figures."""
     title = f"{io.stage}: {io.params.data}"
+    meta = hashlib.sha256(io.sources[io.params.data].meta.encode()).hexdigest()[:8]
+    mixture = f"{io.stage}-{io.params.data}-{meta}"  # other experiments have a "mix" too
     shower = Shower(parts, folder, io.scratch / "shown", late)
     flagged = _flagged(verdicts)
     examples = list(shower.flagged(flagged, review.SHOWN))
     if flagged:
         path = io.scratch / "review.html"
-        shown = review.write_review(path, title, examples, flagged.total(), mixture=io.params.data, earlier=reviewed)
+        shown = review.write_review(path, title, examples, flagged.total(), mixture=mixture, earlier=reviewed)
         io.keep(path.name, path)
         io.log(f"{flagged.total()} samples rejected by curation, {shown} of them to look at in {path.name}")
     path = io.scratch / "card.html"

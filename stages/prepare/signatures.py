@@ -98,13 +98,17 @@ class Signatures:
 
 
 def signature(
-    conversation: Sequence[dict[str, str]], pictures: Sequence[Image.Image], raw: Sequence[bytes]
+    conversation: Sequence[dict[str, str]],
+    pictures: Sequence[Image.Image],
+    raw: Sequence[bytes],
+    clip: tuple[float, float] | None = None,
 ) -> Signatures:
     """One sample's. conversation: turns {from, value}; pictures: decoded, any mode; raw: its files, byte for byte.
 
-    A video is one file and as many pictures as it has frames.
+    A video is one file and as many pictures as it has frames; clip: the part of it that is shown, in seconds.
     """
-    digest = hashlib.sha256(json.dumps([[turn["from"], turn["value"]] for turn in conversation]).encode())
+    said = [[turn["from"], turn["value"]] for turn in conversation]
+    digest = hashlib.sha256(json.dumps([said, clip]).encode())
     for data in raw:
         digest.update(hashlib.sha256(data).digest())
     out = np.zeros(1, SAMPLE)

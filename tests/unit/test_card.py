@@ -24,6 +24,7 @@ SCHEMA = pa.schema(
     [
         *((name, pa.string()) for name in ("dataset", "type", "verdict", "step", "reason", "domain")),
         ("tokens", pa.int32()),
+        ("mean_tokens", pa.int32()),
         ("supervised", pa.int32()),
         ("tiles", pa.int16()),
         ("repeat", pa.float64()),
@@ -40,7 +41,8 @@ REASONS = [("structure", "bad_json"), ("structure", "too_long"), ("images", "odd
 
 def row(why: tuple[str, str] | None = None, **changes) -> dict:
     rejected = {"verdict": "rejected", "step": why[0], "reason": why[1]} if why else {}
-    return KEPT | rejected | changes
+    found = KEPT | rejected | changes
+    return {"mean_tokens": found["tokens"]} | found
 
 
 ROWS = st.lists(

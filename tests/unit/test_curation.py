@@ -204,7 +204,7 @@ def test_scores_reject_and_are_never_asked_twice(mixtures):
             "train",
             a=[("more", "Say it.", "grade=8. New.", None), ("good", "Say it.", "grade=9. It is well said.", None)],
         )
-        io = mixtures.prepare("more", curate=curate)
+        io = mixtures.prepare("more", curate={"scores": scores})
         assert reasons(io) == {"more": "", "good": ""}
         assert service.asked.total() == asked + 2, "only the new sample"
     finally:
@@ -222,3 +222,53 @@ def test_a_scorer_that_talks_nonsense_stops_the_stage(mixtures):
         assert set(reasons(io).values()) == {""}
     finally:
         service.close()
+
+
+def test_an_evaluation_set_that_cannot_be_read_is_no_clean_bill(mixtures):
+    mixtures.add("train", a=[("leaked", ASK, LONG, saved(scene(range(9)), "PNG"))])
+    mixtures.add("eval", test=[("q", ASK, "x", b"no picture")])
+    with pytest.raises(
+        DataError, match=r"1 of 1 records of the evaluation set eval cannot be read: .*unreadable_image"
+    ):
+        mixtures.prepare("out", curate={"contamination": {"against": ["eval"]}})
+
+
+def test_an_evaluation_set_needs_no_answers_and_may_be_long(mixtures):
+    mixtures.add(
+        "train", a=[("leaked", ASK, LONG, saved(scene(range(9)), "PNG")), ("clean", "Hi there!", "Hello.", None)]
+    )
+    picture = mixtures.folder / "media" / "question.png"
+    picture.write_bytes(saved(scene(range(9), 200), "PNG"))
+    record = {"id": "q", "image": picture.name, "conversations": [{"from": "human", "value": ASK}]}
+    text = {"id": "t", "conversations": [{"from": "human", "value": "word " * 3000}]}
+    (mixtures.folder / "q.jsonl").write_text(json.dumps(record) + "\n" + json.dumps(text))
+    (mixtures.folder / "q.json").write_text(json.dumps({"questions": {"root": "media", "annotation": "q.jsonl"}}))
+    mixtures.sources["q"] = DataParams(meta=str(mixtures.folder / "q.json"), system="")
+    io = mixtures.prepare("out", curate={"contamination": {"against": ["q"]}})
+    assert reasons(io) == {"leaked": "contaminated", "clean": ""}
+
+
+def test_a_picture_that_does_not_decode_is_damage_though_only_headers_are_verified(mixtures):
+    cut = saved(scene(range(9)), "JPEG")
+    lines = [("cut", ASK, LONG, cut[: len(cut) // 2]), ("whole", ASK, LONG, cut)]
+    mixtures.add("train", a=lines)
+    io = mixtures.prepare("out", curate={"duplicates": {}}, verify="header", max_rejected=1)
+    assert reasons(io) == {"cut": "unreadable_image", "whole": ""}
+
+
+def test_clips_of_one_video_are_no_copies(mixtures):
+    from corpus import mp4
+
+    pictures, _ = digit_pictures()
+    (mixtures.folder / "media" / "v.mp4").write_bytes(mp4(pictures[:40]))
+    turns = [{"from": "human", "value": "<video>\nIs a seven shown?"}, {"from": "gpt", "value": "Yes."}]
+    clips = {"first": [0, 1], "second": [2, 3], "again": [0, 1]}
+    lines = [{"id": id, "video": "v.mp4", "clip": clip, "conversations": turns} for id, clip in clips.items()]
+    (mixtures.folder / "v.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    (mixtures.folder / "v.json").write_text(json.dumps({"clips": {"root": "media", "annotation": "v.jsonl"}}))
+    mixtures.sources["v"] = DataParams(meta=str(mixtures.folder / "v.json"), system="")
+    io = mixtures.prepare("out", data="v", curate={"duplicates": {}})
+    assert reasons(io) == {"first": "", "second": "", "again": "duplicate"}
+    shares = io.summary["shares"] if io.summary else {}
+    mean = np.mean([np.mean(row["frame_tokens"]) for row in (ShardReader(io.result).row(i) for i in range(2))])
+    assert shares["tokens_per_epoch"] == pytest.approx(2 * mean, abs=2), "what an epoch trains, not the most it could"

@@ -365,3 +365,119 @@ def test_gif_pictures_stay_pictures(tmp_path):
     (tmp_path / "meta.json").write_text(json.dumps({"d": {"root": "media", "annotation": "a.jsonl"}}))
     io = run(tmp_path / "meta.json", tmp_path / "out")
     assert ShardReader(io.result).row(0)["frames"] == 0
+
+
+def numbered(folder: Path, name: str, count: int = 6) -> bytes:
+    pictures, _ = digit_pictures()
+    text = json.dumps(qa()).encode()
+    both = ((f"{i}.{end}", data) for i in range(count) for end, data in (("json", text), ("png", encoded(pictures[i]))))
+    members(folder / name, *both)
+    return (folder / name).read_bytes()
+
+
+@pytest.mark.parametrize("damage", ["a header", "its end", "an end inside a header", "two in one", "a size beyond it"])
+def test_no_damage_of_an_archive_is_taken_for_its_end(tmp_path, damage):
+    whole = numbered(tmp_path, "0.tar")
+    third = whole.index(b"3.json") // 512 * 512
+    if damage == "a header":
+        data = whole[: third + 150] + bytes([whole[third + 150] ^ 1]) + whole[third + 151 :]
+    elif damage == "its end":
+        data = whole[:third]
+    elif damage == "an end inside a header":
+        data = whole[: third + 100]
+    elif damage == "two in one":
+        data = whole + whole
+    else:
+        info = tarfile.TarInfo("3.json")
+        info.size = 1 << 60
+        data = whole[:third] + info.tobuf(tarfile.GNU_FORMAT) + whole[third + 512 :]
+    (tmp_path / "0.tar").write_bytes(data)
+    (tmp_path / "meta.json").write_text(json.dumps({"d": {"annotation": "0.tar"}}))
+    with pytest.raises(DataError, match=r"1 files cannot be read to their end.*0\.tar"):
+        run(tmp_path / "meta.json", tmp_path / "out", max_rejected=1)
+    listed = [json.loads(line) for line in (tmp_path / "out" / "kept" / "rejected.jsonl").read_text().splitlines()]
+    assert [one["reason"] for one in listed] == ["broken_file"] and listed[0]["line"] == (7 if "two" in damage else 4)
+
+
+def test_rows_that_python_cannot_hold_are_rejected_one_by_one(tmp_path):
+    turns = qa("Hi")["conversations"]
+    offsets = pa.array([0, 1, 3, 4], pa.int32()).buffers()[1]
+    ids = pa.Array.from_buffers(pa.string(), 3, [None, offsets, pa.py_buffer(b"a\xff\xfeb")])
+    other = pa.array([2**62] * 3, pa.timestamp("us"))  # of no interest, and not looked at
+    pq.write_table(pa.table({"id": ids, "conversations": [turns] * 3, "when": other}), tmp_path / "a.parquet")
+    (tmp_path / "meta.json").write_text(json.dumps({"d": {"annotation": "a.parquet"}}))
+    out = run(tmp_path / "meta.json", tmp_path / "out", max_rejected=1)
+    assert list(ShardReader(out.result).index["id"]) == ["a", "b"]
+    assert out.summary is not None and out.summary["reasons"] == {"bad_record": 1}
+
+
+def test_rows_hold_their_pictures_themselves(tmp_path):
+    rows = [{"conversations": qa()["conversations"], "image": "a.png"}]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+    (tmp_path / "a.png").write_bytes(encoded(digit_pictures()[0][0]))
+    (tmp_path / "meta.json").write_text(json.dumps({"d": {"annotation": "a.parquet"}}))
+    with pytest.raises(DataError, match=r"bad_image .*rows and archives hold their media themselves"):
+        run(tmp_path / "meta.json", tmp_path / "out", max_rejected=1)
+
+
+def test_parts_of_type_image_stand_for_the_pictures_of_the_row(tmp_path):
+    pictures, _ = digit_pictures()
+    content = [{"type": "image", "text": None}, {"type": "image", "text": None}, {"type": "text", "text": "Which?"}]
+    messages = [
+        {"role": "user", "content": content},
+        {"role": "assistant", "content": [{"type": "text", "text": "Both."}]},
+    ]
+    images = [{"bytes": encoded(picture), "path": None} for picture in pictures[:2]]
+    pq.write_table(pa.Table.from_pylist([{"messages": messages, "images": images}]), tmp_path / "a.parquet")
+    (tmp_path / "meta.json").write_text(json.dumps({"d": {"annotation": "a.parquet"}}))
+    conversation, found = ShardReader(run(tmp_path / "meta.json", tmp_path / "out").result).sample(0)
+    assert conversation[0]["value"] == "Image-1: <image>\nImage-2: <image>\nWhich?" and len(found) == 2
+
+
+def test_a_picture_that_was_missing_is_looked_at_again(tmp_path):
+    (tmp_path / "a.jsonl").write_text(json.dumps(qa(image="a.png")))
+    (tmp_path / "meta.json").write_text(json.dumps({"d": {"annotation": "a.jsonl"}}))
+    with pytest.raises(DataError, match="missing_image 1"):
+        run(tmp_path / "meta.json", tmp_path / "out")
+    (tmp_path / "a.png").write_bytes(encoded(digit_pictures()[0][0]))
+    done = run(tmp_path / "meta.json", tmp_path / "out")
+    assert done.summary is not None and done.summary["kept"] == 1
+
+
+def test_a_mount_that_fails_is_no_samples_fault(tmp_path, monkeypatch):
+    import errno
+
+    (tmp_path / "a.jsonl").write_text(json.dumps(qa(image="a.png")))
+    (tmp_path / "meta.json").write_text(json.dumps({"d": {"annotation": "a.jsonl"}}))
+    real = measuring.files.read
+
+    def stale(path, *rest, **more):
+        if path.endswith(".png"):
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return real(path, *rest, **more)
+
+    monkeypatch.setattr(measuring.files, "read", stale)
+    with pytest.raises(ConnectionError, match="Stale file handle"):
+        run(tmp_path / "meta.json", tmp_path / "out")
+
+
+def test_a_unit_whose_tasks_die_is_named_in_the_end(tmp_path):
+    from stages.prepare.measuring import MOST_BEGUN
+
+    (tmp_path / "a.jsonl").write_text(json.dumps(qa("Hi")))
+    (tmp_path / "meta.json").write_text(json.dumps({"d": {"annotation": "a.jsonl"}}))
+    begun = tmp_path / "out" / "parts" / "begun"
+    begun.mkdir(parents=True)
+    for i in range(MOST_BEGUN):
+        (begun / f"000000-{i}").touch()
+    with pytest.raises(DataError, match=r"d, a\.jsonl: records 1 to 1: .*ended without a word"):
+        run(tmp_path / "meta.json", tmp_path / "out")
+
+
+def test_a_dataset_that_curation_names_must_be_there(tmp_path):
+    (tmp_path / "a.jsonl").write_text(json.dumps(qa("Hi")))
+    (tmp_path / "meta.json").write_text(json.dumps({"charts": {"annotation": "a.jsonl"}}))
+    params = PrepareParams.model_validate({"data": "d", "curate": {"exempt": {"text": ["chart"]}}, **LIMITS})
+    io = FakeIO(tmp_path / "out", params, model=MODEL, sources={"d": DataParams(meta=str(tmp_path / "meta.json"))})
+    with pytest.raises(DataError, match=r"no dataset 'chart' → did you mean 'charts'\?"):
+        prepare(io)

@@ -12,6 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import pairwise
 
 import pytest
+from test_scoring import folder_cache
 
 from modeling.digests import language_digest
 from modeling.errors import CheckpointError, UserError
@@ -19,10 +20,9 @@ from modeling.tokenizer import build_tokenizer
 from orchestrator.errors import ErrorClass, classify
 from stages.curation import Endpoint, LocalModel, Scores
 from stages.prepare import endpoint as endpoint_module
-from stages.prepare.endpoint import EndpointScorer, EndpointUnavailable, _retry_after
-from stages.prepare.score_cache import folder_cache
+from stages.prepare.endpoint import PROBE, EndpointScorer, EndpointUnavailable, _retry_after
 from stages.prepare.scorers import LocalScorer, Scoring, build_scorer
-from stages.prepare.scoring import Scored, Text, score_samples, verdict
+from stages.prepare.scoring import Scored, Scorer, Text, score_samples, verdict
 
 KEY = "sk-verysecret1234"
 
@@ -177,6 +177,12 @@ def scorer(url: str, **more) -> EndpointScorer:
     return EndpointScorer(params)
 
 
+def ask(scorer: Scorer, prompts: list[str]) -> list[str]:
+    """All answers, in the order of the prompts."""
+    answers = dict(scorer.answers(prompts))
+    return [answers[index] for index in range(len(prompts))]
+
+
 # -- an endpoint ----------------------------------------------------------------------------------------------------
 
 
@@ -193,12 +199,14 @@ def test_every_passing_fault_is_got_over(service, cache, tmp_path, caplog):
     params = settings(at.url)
     found = Scoring(params, cache)(samples)
     assert [(one.quality, one.repetition) for one in found] == [(i % 11, i % 11) for i in range(14)]
+    probes = at.asked.pop(PROBE, 0)  # where four faults in a row were met
+    at.answered.pop(PROBE, None)
     assert len(at.answered) == 28 and set(at.answered.values()) == {1} and set(at.asked.values()) == {3}
     assert {headers["Authorization"] for headers in at.headers} == {f"Bearer {KEY}"}
     assert {(body["model"], body["temperature"], body["max_tokens"]) for body in at.bodies} == {("judge", 0, 64)}
-    requests = sum(at.asked.values())
+    requests = len(at.times)
     again = score_samples(samples, params.model_copy(update={"quality": 1.0}), build_scorer(params), cache)
-    assert sum(at.asked.values()) == requests and [one.cached for one in again] == [2] * 14
+    assert len(at.times) == requests == 28 * 3 + probes and [one.cached for one in again] == [2] * 14
     kept = b"".join(path.read_bytes() for path in (tmp_path / "cache").iterdir())
     assert KEY.encode() not in kept and KEY not in caplog.text and KEY not in str(build_scorer(params).identity)
 
@@ -213,9 +221,10 @@ def test_an_outage_fails_the_stage_and_costs_no_answer_twice(service, cache, tmp
             return None if left[0] >= 0 else status(503, "down")
 
     at, samples = service(fault), [sample(i % 11, f"text {i}") for i in range(12)]
-    params = settings(at.url, max_failures=10)
-    with pytest.raises(EndpointUnavailable, match=r"does not answer.*status 503") as caught:
+    params = settings(at.url, patience_s=0.2)
+    with pytest.raises(EndpointUnavailable, match=r"no answer for \d+ s.*status 503") as caught:
         score_samples(samples, params, build_scorer(params), cache)
+    assert at.url in str(caught.value) and KEY not in str(caught.value)
     assert classify(caught.value) is ErrorClass.storage_transient
     assert sum(at.answered.values()) == 9
     at.fault = lambda prompt, nth: None
@@ -226,11 +235,39 @@ def test_an_outage_fails_the_stage_and_costs_no_answer_twice(service, cache, tmp
     later.close()
 
 
+def test_an_outage_shorter_than_the_patience_is_waited_out_by_all_together(service, cache):
+    """Far more faults than tries: one at a time asks whether it is back, and no prompt loses its answer to it."""
+    down, probes, lock = [float("inf"), 0.0], [0, 0], threading.Lock()
+
+    def fault(prompt, nth):
+        if sum(at.answered.values()) >= 9 and down[1] == 0:
+            down[:] = time.monotonic(), time.monotonic() + 0.8
+        if not down[0] <= time.monotonic() < down[1]:
+            return None
+        during[prompt == PROBE] += 1
+        if prompt != PROBE:
+            return status(503, "down")
+        with lock:
+            probes[0] += 1
+            probes[1] = max(probes)
+        time.sleep(0.01)
+        with lock:
+            probes[0] -= 1
+        return status(503, "down")
+
+    during = Counter()
+    at, samples = service(fault), [sample(i % 11, f"text {i}") for i in range(12)]
+    found = score_samples(samples, settings(at.url, retries=1), scorer(at.url, retries=1), cache)
+    assert [(one.quality, one.repetition) for one in found] == [(i % 11, i % 11) for i in range(12)]
+    assert during[True] > 10 and probes[1] == 1, "one asks"
+    assert during[False] <= 4 * 2, "the others wait: as many requests as threads have tries"
+
+
 def test_the_last_prompts_of_a_run_do_not_pass_for_unscored_where_nobody_is_there(cache):
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{unused.getsockname()[1]}/v1"
-    params = settings(url, retries=1, max_failures=100)
+    params = settings(url, retries=1, patience_s=0.1)
     with pytest.raises(EndpointUnavailable):
         score_samples([sample(7)], params, build_scorer(params), cache)
 
@@ -244,6 +281,20 @@ def test_a_prompt_that_alone_fails_is_a_sample_without_a_score(service, cache):
     assert rejection is not None and rejection.reason == "not_scored"
 
 
+@pytest.mark.parametrize("code", [400, 403, 413, 422])
+def test_a_prompt_that_alone_is_refused_stops_nobody(service, cache, code):
+    """A content filter, or a context that is too short. What was refused is asked again by a later run."""
+    at = service(lambda prompt, nth: status(code, "data_inspection_failed") if "forbidden" in prompt else None)
+    params, samples = settings(at.url), [sample(9), sample(9, "forbidden"), sample(8)]
+    found = score_samples(samples, params, build_scorer(params), cache)
+    assert [(one.quality, one.repetition) for one in found] == [(9, 9), (None, None), (8, 8)]
+    rejection = verdict(found[1], params, images=False)
+    assert rejection is not None and rejection.reason == "not_scored"
+    at.fault = lambda prompt, nth: None
+    found = score_samples(samples, params, build_scorer(params), cache)
+    assert [one.quality for one in found] == [9, 9, 8] and [one.calls for one in found] == [0, 2, 0]
+
+
 @pytest.mark.parametrize("content", ["I cannot say.", "Answer: 11", "", None])
 def test_a_nonsense_answer_is_discarded_and_asked_again(service, cache, content):
     at = service(lambda prompt, nth: None if "Attempt 2" in prompt else says(content))
@@ -253,7 +304,7 @@ def test_a_nonsense_answer_is_discarded_and_asked_again(service, cache, content)
 
 def test_an_answer_that_was_cut_is_no_answer(service):
     at = service(lambda prompt, nth: says("Answer: 1", "length"))
-    assert scorer(at.url).ask(["x"]) == ["Answer: 1[cut]"]
+    assert ask(scorer(at.url), ["x"]) == ["Answer: 1[cut]"]
 
 
 @pytest.mark.parametrize(
@@ -263,8 +314,9 @@ def test_an_answer_that_was_cut_is_no_answer(service):
 def test_what_a_person_has_to_change_is_told_at_once_without_the_key(service, code, words):
     at = service(lambda prompt, nth: status(code, f"wrong key {KEY}", ("Location", f"/elsewhere?{KEY}")))
     with pytest.raises(UserError, match=words) as caught:
-        scorer(at.url, concurrency=1).ask(["x", "y", "z"])
-    assert sum(at.asked.values()) == 1 and KEY not in str(caught.value)
+        ask(scorer(at.url, concurrency=1), ["x", "y", "z"])
+    probed = code in (400, 403)  # these may concern one prompt
+    assert sum(at.asked.values()) == 1 + probed and KEY not in str(caught.value)
     assert KEY not in "".join(map(str, (caught.value.__cause__, caught.value.__context__)))
 
 
@@ -274,18 +326,18 @@ def test_a_pace_that_is_asked_for_is_kept_by_all_requests(service):
 
     at = service(fault)
     client = scorer(at.url, concurrency=2)
-    assert client.ask(["p0"]) == ["yes"]
+    assert ask(client, ["p0"]) == ["yes"]
     assert at.times[1] - at.times[0] >= 1
     client._not_before = time.monotonic() + 0.3  # as another thread's answer leaves it
     began = time.monotonic()
-    client.ask(["p1", "p2", "p3"])
+    ask(client, ["p1", "p2", "p3"])
     assert at.times[2] - began >= 0.3
 
 
 def test_a_pace_that_nobody_can_wait_for_ends_the_stage(service):
     at = service(lambda prompt, nth: status(429, "quota", ("Retry-After", "86400")))
     with pytest.raises(EndpointUnavailable, match="status 429"):
-        scorer(at.url, concurrency=1).ask(["x"])
+        ask(scorer(at.url, concurrency=1), ["x"])
     assert sum(at.asked.values()) == 1
 
 
@@ -300,14 +352,14 @@ def test_requests_go_side_by_side(service):
         time.sleep(0.05)
 
     at = service(fault)
-    assert scorer(at.url, concurrency=3).ask([f"p{i}" for i in range(12)]) == ["yes"] * 12
+    assert ask(scorer(at.url, concurrency=3), [f"p{i}" for i in range(12)]) == ["yes"] * 12
     assert 2 <= at.peak <= 3
 
 
 def test_settings_of_the_body_reach_the_endpoint(service):
     at = service()
     body = {"chat_template_kwargs": {"enable_thinking": False}, "max_tokens": None, "max_completion_tokens": 9}
-    scorer(f"{at.url}/", body=body).ask(["x"])
+    ask(scorer(f"{at.url}/", body=body), ["x"])
     sent = at.bodies[0]
     assert "max_tokens" not in sent and sent["max_completion_tokens"] == 9
     assert sent["chat_template_kwargs"] == {"enable_thinking": False}
@@ -317,7 +369,7 @@ def test_no_key_means_no_key_not_the_one_of_netrc(service, tmp_path, monkeypatch
     (tmp_path / "netrc").write_text("machine 127.0.0.1 login me password mine\n")
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     at = service()
-    scorer(at.url, api_key_env=None).ask(["x"])
+    ask(scorer(at.url, api_key_env=None), ["x"])
     assert "Authorization" not in at.headers[0]
 
 
@@ -383,8 +435,8 @@ def test_a_local_model_scores(build_folder, cache):
 def test_an_answer_that_did_not_come_to_its_end_is_marked(build_folder):
     folder = build_folder(" 8")
     tokens = len(build_tokenizer("tiny-bpe")(" 8").input_ids)
-    assert local(folder, max_new_tokens=tokens).ask(["x"]) == ["Answer: 8[cut]"]
-    assert local(folder, max_new_tokens=tokens + 1).ask(["x"]) == ["Answer: 8"]
+    assert ask(local(folder, max_new_tokens=tokens), ["x"]) == ["Answer: 8[cut]"]
+    assert ask(local(folder, max_new_tokens=tokens + 1), ["x"]) == ["Answer: 8"]
 
 
 def test_a_model_that_talks_nonsense_scores_nothing(build_folder, cache):
@@ -397,28 +449,37 @@ def test_a_model_that_talks_nonsense_scores_nothing(build_folder, cache):
 
 def test_padding_changes_no_answer(build_folder):
     folder, prompts = build_folder(), ["short", "a rather longer prompt " * 9, "middle one", "中文" * 30, "x"]
-    alone, together = (local(folder, batch=batch).ask(prompts) for batch in (1, 5))
+    alone, together = (ask(local(folder, batch=batch), prompts) for batch in (1, 5))
     assert alone == together and len(set(alone)) > 1
 
 
 def test_special_tokens_of_a_sample_are_text(build_folder):
     scorer = local(build_folder())
-    scorer.ask(["x"])
+    ask(scorer, ["x"])
     end = scorer._tokenizer.convert_tokens_to_ids("<|im_end|>")
     ids = scorer._encode("a<|im_end|>\n<|im_start|>assistant\nAnswer: 10")
     assert ids.count(end) == 1, "only the template's own"
-    assert scorer._tokenizer.decode(ids).endswith("<|im_start|>assistant\nAnswer:")
+    start = "<|im_end|>\n<|im_start|>assistant\nAnswer:"
+    framed = f"<|im_start|>user\na{start} 10{start}"
+    assert scorer._tokenizer.decode(ids) == framed, "raise PROMPTS in stages/curation.py where the frame is another"
 
 
 def test_a_model_without_a_chat_template_is_asked_plainly(build_folder):
     scorer = local(build_folder(" 5\n", template=None))
-    assert scorer.ask(["Grade it."]) == ["Answer: 5"]
+    assert ask(scorer, ["Grade it."]) == ["Answer: 5"]
     assert scorer._tokenizer.decode(scorer._encode("Grade it.")) == "Grade it.\nAnswer:"
 
 
-def test_a_prompt_beyond_the_context_is_told(build_folder):
-    with pytest.raises(UserError, match=r"the model sees 64.*max_characters"):
-        local(build_folder(positions=64)).ask(["word " * 80])
+def test_a_prompt_beyond_the_context_has_no_answer_and_stops_nobody(build_folder, caplog):
+    client = local(build_folder(" 5\n", positions=128), batch=2)
+    prompts = ["short", "word " * 300, "another", "中文" * 300, "third"]
+    assert ask(client, prompts) == ["Answer: 5", "", "Answer: 5", "", "Answer: 5"]
+    assert "2 of 5 prompts have no answer" in caplog.text and "max_characters" in caplog.text
+
+
+def test_a_context_that_no_prompt_fits_is_told(build_folder):
+    with pytest.raises(UserError, match=r"the model sees 128.*max_new_tokens"):
+        ask(local(build_folder(positions=128), max_new_tokens=120), ["x"])
 
 
 def test_the_digest_is_of_what_the_model_is(build_folder, tmp_path):
@@ -440,7 +501,7 @@ def test_what_is_no_model_is_told(build_folder, tmp_path):
     folder = build_folder()
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     with pytest.raises(CheckpointError):
-        local(folder).ask(["x"])
+        ask(local(folder), ["x"])
     (tmp_path / "broken.gguf").write_bytes(b"GGUF, but no more")
     with pytest.raises(UserError, match="GGUF"):
-        local(tmp_path / "broken.gguf").ask(["x"])
+        ask(local(tmp_path / "broken.gguf"), ["x"])

@@ -6,14 +6,16 @@ import os
 import signal
 import subprocess
 import sys
+import uuid
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stages import curation
 from stages.curation import PROMPTS, Curation, Endpoint, LocalModel, Scores
-from stages.prepare.score_cache import SegmentCache, folder_cache
+from stages.prepare.score_cache import SUFFIX, SegmentCache
 from stages.prepare.scoring import (
     CUT,
     DOMAINS,
@@ -66,6 +68,15 @@ def scores(**more) -> Scores:
 
 def good(prompt: str) -> str:
     return "Answer: mathematics" if kind_of(prompt) == "domain" else "Answer: 8"
+
+
+def folder_cache(folder: Path) -> SegmentCache:
+    """What all segments in a folder hold, and a new one for more."""
+    folder.mkdir(parents=True, exist_ok=True)
+    cache = SegmentCache()
+    cache.read(sorted(folder.glob(f"*{SUFFIX}")))
+    cache.write_to(folder / f"{uuid.uuid4().hex}{SUFFIX}")
+    return cache
 
 
 @pytest.fixture
@@ -134,7 +145,7 @@ def test_a_change_of_prompts_needs_a_new_version():
     kinds = ("domain", "repetition", *DOMAINS)
     texts = [build_prompt(kind, sample("四", images=images), 1000) for kind in kinds for images in (False, True)]
     digest = hashlib.sha256("\0".join(texts).encode()).hexdigest()[:16]
-    assert (PROMPTS, digest) == (1, "428f483bc7afc24e"), (
+    assert (PROMPTS, digest) == (2, "428f483bc7afc24e"), (
         "raise PROMPTS in stages/curation.py and write the new digest here"
     )
 
@@ -196,8 +207,34 @@ def test_an_answer_that_cannot_be_read_is_asked_again_and_never_becomes_a_score(
     never = Function(lambda prompt: "Answer: 11", "never")
     found = score_samples([sample()], scores(attempts=3), never, cache)
     assert found == [Scored("general", None, None, 9, 0)]
-    again = score_samples([sample()], scores(attempts=1), never, cache)
-    assert again == [Scored("general", None, None, 2, 1)], "scores are asked again, the domain stands"
+    again = score_samples([sample()], scores(attempts=3), never, cache)
+    assert again == [Scored("general", None, None, 6, 1)], "scores are asked again, the domain stands"
+
+
+def test_a_domain_that_could_not_be_read_is_asked_again_with_more_attempts(cache):
+    def third(prompt):
+        return good(prompt) if "Attempt 3" in prompt or kind_of(prompt) != "domain" else "Hm."
+
+    assert score_samples([sample()], scores(attempts=2), Function(third), cache) == [Scored("general", 8, 8, 4, 0)]
+    assert score_samples([sample()], scores(attempts=2), Function(third), cache) == [Scored("general", 8, 8, 0, 3)]
+    found = score_samples([sample()], scores(attempts=3), Function(third), cache)
+    assert found == [Scored("mathematics", 8, 8, 4, 1)]
+
+
+def test_a_fault_that_passes_decides_no_domain(cache):
+    """The scorer was silent once, or twice, about the domain: this run takes the general prompt, the next one asks."""
+    left = [1]
+
+    def silent_once(prompt):
+        if kind_of(prompt) != "domain":
+            return good(prompt)
+        left[0] -= 1
+        return "" if left[0] >= 0 else "Hm."
+
+    silent = Function(lambda prompt: "" if kind_of(prompt) == "domain" else good(prompt))
+    for text, scorer in (("always", silent), ("once", Function(silent_once))):
+        assert score_samples([sample(text)], scores(), scorer, cache) == [Scored("general", 8, 8, 4, 0)]
+        assert score_samples([sample(text)], scores(), Function(good), cache) == [Scored("mathematics", 8, 8, 2, 1)]
 
 
 def test_the_same_text_is_asked_once(cache):
@@ -272,8 +309,10 @@ def test_a_killed_process_loses_nothing_that_it_had(tmp_path):
     script = f"""
 import sys
 from pathlib import Path
-from stages.prepare.score_cache import folder_cache
-folder_cache(Path({str(tmp_path)!r})).put_many({{{KEYS[0]!r}: 7.0}})
+from stages.prepare.score_cache import SegmentCache
+cache = SegmentCache()
+cache.write_to(Path({str(tmp_path / "a.jsonl")!r}))
+cache.put_many({{{KEYS[0]!r}: 7.0}})
 print("there", flush=True)
 sys.stdin.read()
 """
@@ -333,6 +372,12 @@ def test_how_the_scorer_is_run_is_no_part_of_what_the_stage_is():
     assert "here" not in str(Scores(local=local).identity())
 
 
+def test_how_a_local_models_answer_begins_is_part_of_what_the_stage_is(monkeypatch):
+    one = Scores(local=LocalModel(model="m")).identity()
+    monkeypatch.setattr(curation, "START", "Score:")
+    assert Scores(local=LocalModel(model="m")).identity() != one
+
+
 def test_settings_can_key_what_a_process_keeps():
     one, same, other = (scores(domains={"a": domain}) for domain in ("general", "general", "mathematics"))
     assert hash(Curation(scores=one)) == hash(Curation(scores=same)) and one == same and one != other
@@ -347,6 +392,8 @@ SECRET = "sk-verysecret1234"
         {"api_key_env": SECRET}, {"base_url": f"https://user:{SECRET}@host/v1"}, {"base_url": f"https://{SECRET}@h/v1"},
         {"base_url": f"https://host/v1?key={SECRET}"}, {"base_url": f"http://user:{SECRET}"}, {"base_url": "host/v1"},
         {"body": {"api_key": SECRET}}, {"api_key": SECRET}, {"body": {"Authorization": SECRET}},
+        {"body": {"extra": {"api_key": SECRET}}}, {"body": {"a": [{"b": {"x-auth-token": SECRET}}]}},
+        {"body": {"tools": [{"apiKey": [SECRET]}]}}, {"body": {"extra_headers": {"Cookie": SECRET}}},
     ],
 )  # fmt: skip
 def test_a_key_in_the_file_is_refused_and_not_repeated(wrong, tmp_path):
@@ -359,6 +406,16 @@ def test_a_key_in_the_file_is_refused_and_not_repeated(wrong, tmp_path):
     problems = Problems("file.yaml", {(): 1}, {})
     problems.add_invalid(caught.value, Endpoint, ())
     assert problems.found and SECRET not in str(problems.found)
+
+
+def test_settings_that_hold_no_key_are_taken():
+    schema = {"type": "object", "properties": {"key": {"type": "string"}}, "required": ["key"]}
+    body = {
+        "response_format": {"type": "json_schema", "json_schema": {"name": "score", "schema": schema}},
+        "stop_token_ids": [1, 2], "add_bos_token": True, "max_completion_tokens": 9, "token": None,
+        "chat_template_kwargs": {"enable_thinking": False},
+    }  # fmt: skip
+    assert Endpoint(base_url="http://host/v1", model="m", body=body).body == body
 
 
 def test_one_scorer_must_be_named():

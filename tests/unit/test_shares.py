@@ -55,7 +55,7 @@ def test_tokens_of_an_epoch_are_those_that_the_plan_of_steps_trains():
     rows = [(name, "text", repeat, 30, 10, 0) for name, repeat in repeats.items() for _ in range(40)]
     columns = table(rows)
     plan = plan_steps(
-        columns["tokens"].to_numpy(),
+        columns["mean_tokens"].to_numpy(),
         columns["tiles"].to_numpy(),
         columns["repeat"].to_numpy(),
         max_tokens=100,

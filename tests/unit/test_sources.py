@@ -74,6 +74,8 @@ def test_official_meta_keys_and_paths_relative_to_the_meta_file(tmp_path):
         ({"a": entry(max_dynamic_patch=1.5)}, ["a.max_dynamic_patch", "whole number"]),
         ({"a": entry(length=-1)}, ["a.length", "whole number"]),
         ('{"a": {"root": "", "annotation": "a.jsonl"}, "a": {}}', ["'a' stands twice"]),
+        ({"a": entry(repeat_time=10**400)}, ["a.repeat_time", "0 or more"]),
+        ("[" * 100_000, ["cannot read the meta file"]),
     ],
 )
 def test_malformed_meta_is_refused_with_file_key_and_remedy(tmp_path, meta, fragments):
@@ -171,6 +173,7 @@ def test_accepted_forms(dataset):
         (line(image=..., video="a.mp4", clip=[3, 1]), "bad_video"),
         (line(image=..., video="a.mp4", clip="1-3"), "bad_video"),
         (line(image=..., video="frames/", clip=[1, 3]), "bad_video"),
+        (line(image=..., video="a.mp4", clip=[0, 10**400]), "bad_video"),
         (line(conversations=turns(("human", "<video>\nWhat?"), ("gpt", "x"))), "unsupported_video"),
     ],
 )
