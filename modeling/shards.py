@@ -137,13 +137,14 @@ class SampleReader:
     def __init__(self, folder: Path | str):
         self.folder = Path(folder)
 
-    def sample(self, row: Row) -> tuple[list[dict[str, str]], list[Image.Image]]:
+    def sample(self, row: Row, frame_size: int | None = None) -> tuple[list[dict[str, str]], list[Image.Image]]:
         """The conversation ([{from, value}]) and the RGB images. DataError where the shard is damaged.
 
-        Of a video the middle frames of equal intervals, as many as it may at most be trained with.
+        Of a video the middle frames of equal intervals, as many as it may at most be trained with. frame_size: they as
+        tiles of so many pixels a side, which is what a model sees of them; in full, 32 frames of 4K are 1.1 GB.
         """
         if row.get("frames"):
-            return self.video(row, frame_indices(row["tiles"], row["frames"]))
+            return self.video(row, frame_indices(row["tiles"], row["frames"]), frame_size)
         record, pictures = self.read(row)
         try:
             return record["conversations"], [decode_rgb(data) for data in pictures]
@@ -236,9 +237,9 @@ class ShardReader:
         values = {name: self.index[name][i] for name in columns}
         return {name: value if isinstance(value, str) else value.tolist() for name, value in values.items()}
 
-    def sample(self, i: int) -> tuple[list[dict[str, str]], list[Image.Image]]:
-        """The conversation ([{from, value}]) and the RGB images of row i. DataError where the shard is damaged."""
-        return self.samples.sample(self.row(i))
+    def sample(self, i: int, frame_size: int | None = None) -> tuple[list[dict[str, str]], list[Image.Image]]:
+        """The conversation ([{from, value}]) and the RGB images of row i, as `SampleReader.sample` gives them."""
+        return self.samples.sample(self.row(i), frame_size)
 
     def conversation(self, i: int) -> list[dict[str, str]]:
         """The conversation of row i alone; readable where an image beside it is damaged."""

@@ -8,8 +8,9 @@ between the key frame before a wanted one and that one are decoded. No container
 (dmlc/decord #78, meta-pytorch/torchcodec #1077): the packets are all read first, which costs the file's size in memory.
 
 A file can be hostile: it is read from memory, by the demuxers of FORMATS alone, so that no playlist opens another file
-or address, within limits of size and number. GIFs: Pillow composes their frames, as for the official `read_frames_gif`.
-Decoding uses one thread: those who decode are many processes.
+or address, within limits of size, number and their product: what is refused for them is refused within minutes and in
+memory of the order of the file's size (containers.py has what comes before opening). GIFs: Pillow composes their
+frames, as for the official `read_frames_gif`. Decoding uses one thread: those who decode are many processes.
 """
 
 import io
@@ -27,25 +28,25 @@ from typing import Any
 
 from PIL import Image
 
+from modeling.containers import VideoError, checked_format
 from modeling.errors import UserError
 from modeling.images import ImageError, open_image, to_rgb
 from modeling.tiles import split_image
 
 FORMATS = "mov,matroska,avi,flv,mpegts,mpeg,asf"  # FFmpeg's names; mov is also mp4, matroska also webm
 MAX_FRAMES = 1 << 20  # 9 hours at 30 a second
+# Frames times width times height that one call decodes. A frame in which nothing moves is 500 bytes and 0.5 ns a pixel
+# in H.264 (4096x2304): 5 minutes. It is 2 hours at 1080p and 30 frames a second.
+MAX_DECODED = 1 << 39
+MAX_COMPOSED = 10**10  # likewise of a GIF, where a frame of 22 bytes costs 1.4 ns a pixel of the canvas: 14 s
+MAX_SHARE = 2  # bytes of packets for each of the file: its index may name the same bytes again and again
+# What PyAV raises, besides its own errors, where a damaged file contradicts itself.
+CONTRADICTIONS = (LookupError, ValueError, TypeError, AssertionError, ArithmeticError)
 ROUNDED = Fraction(1, 1000)  # seconds: as much as containers round the time of a frame
 GIF_DELAY = 100  # ms for which players show a frame that has no time
 VP8_SHOWN = 0x10  # bit of a frame's first byte; without it the frame only helps to decode others
 
 Clip = Sequence[float]  # [start, end] in seconds
-
-
-class VideoError(ValueError):
-    """Bytes that do not give a video. `bomb`: refused for its size alone."""
-
-    def __init__(self, message: str, *, bomb: bool = False):
-        super().__init__(message)
-        self.bomb = bomb
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,7 @@ def probe(data: bytes, clip: Clip | None = None, verify: bool = False) -> VideoI
     Raises VideoError: no video, damaged, too large, or the clip lies outside of it.
     """
     if _is_gif(data):
+        _check_gif(data)
         delays, size = [], (0, 0)
         for delay, image in _gif(data):
             delays.append(delay)
@@ -94,8 +96,9 @@ def read_frames(data: bytes, indices: Sequence[int], size: int | None = None) ->
         return image if size is None else split_image(image, 1, size)[0]
 
     if _is_gif(data):
+        asked = set(wanted)
         frames = enumerate(image for _, image in islice(_gif(data), wanted[-1] + 1))
-        found = {i: made(image) for i, image in frames if i in set(wanted)}
+        found = {i: made(image.copy()) for i, image in frames if i in asked}
     else:
         with _opened(data) as track:
             found = {i: made(_rgb(frame)) for i, frame in track.shown(wanted)}
@@ -136,18 +139,32 @@ def _is_gif(data: bytes) -> bool:
     return data[:6] in (b"GIF87a", b"GIF89a")
 
 
-def _gif(data: bytes) -> Iterator[tuple[int, Image.Image]]:
-    """(ms that it is shown, RGB picture) of every frame that is whole; VideoError where there is none."""
+def _check_gif(data: bytes) -> None:
+    """VideoError where its frames are too many, or too many for their size: counted before any is composed."""
+    image = _open_gif(data)
     try:
-        image = open_image(data)
-    except ImageError as error:
-        raise VideoError(str(error), bomb=error.bomb) from error
+        frames = getattr(image, "n_frames", 1)
+    except Exception:  # damaged: those before that are composed, within the same limits
+        frames = image.tell() + 1
+    if frames > MAX_FRAMES:
+        raise VideoError(f"more than {MAX_FRAMES:,} frames", bomb=True)
+    if frames * image.width * image.height > MAX_COMPOSED:
+        raise VideoError(f"{frames:,} frames of {image.width}×{image.height} take too long to compose", bomb=True)
+
+
+def _gif(data: bytes) -> Iterator[tuple[int, Image.Image]]:
+    """(ms that it is shown, RGB picture) of every frame that is whole; VideoError where there is none.
+
+    A picture is good until the next one is asked for, which is painted over it.
+    """
+    image, left = _open_gif(data), MAX_COMPOSED
     for i in range(MAX_FRAMES + 1):
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 image.seek(i)
                 image.load()
+                shown = to_rgb(image)
         except EOFError:
             return
         except MemoryError:
@@ -156,9 +173,17 @@ def _gif(data: bytes) -> Iterator[tuple[int, Image.Image]]:
             if i:  # a file that was cut off has the frames before that
                 return
             raise VideoError(f"the first frame does not decode: {type(error).__name__}: {error}") from error
-        if i == MAX_FRAMES:
-            raise VideoError(f"more than {MAX_FRAMES:,} frames", bomb=True)
-        yield image.info.get("duration") or GIF_DELAY, to_rgb(image).copy()
+        left -= image.width * image.height  # a frame may enlarge the canvas
+        if i == MAX_FRAMES or left < 0:
+            raise VideoError("too many frames, or too many for their size", bomb=True)
+        yield image.info.get("duration") or GIF_DELAY, shown
+
+
+def _open_gif(data: bytes) -> Image.Image:
+    try:
+        return open_image(data)
+    except ImageError as error:
+        raise VideoError(str(error), bomb=error.bomb) from error
 
 
 # -- containers ------------------------------------------------------------------------------------------
@@ -178,11 +203,16 @@ def _opened(data: bytes) -> Iterator["_Track"]:
     av = _av()
     if not data:
         raise VideoError("an empty file")
+    format = checked_format(data)
     most = str(Image.MAX_IMAGE_PIXELS or 0)
     limits = {"format_whitelist": FORMATS, "protocol_whitelist": ""}
+    if format != "avi":  # which is read by its index; FLV's can claim 2 GB in a few bytes, and nobody seeks
+        limits["fflags"] = "+ignidx"
     codecs = {"max_pixels": most, "threads": "1"}
     try:
-        with av.open(io.BytesIO(data), options=codecs, container_options=limits, metadata_errors="replace") as file:
+        with av.open(
+            io.BytesIO(data), format=format, options=codecs, container_options=limits, metadata_errors="replace"
+        ) as file:
             cover = av.stream.Disposition.attached_pic
             streams = [stream for stream in file.streams.video if not stream.disposition & cover]
             if not streams:
@@ -191,9 +221,23 @@ def _opened(data: bytes) -> Iterator["_Track"]:
                 raise VideoError("the video is of a codec that is not known")
             streams[0].codec_context.options = {"max_pixels": most}
             streams[0].codec_context.thread_count = 1
-            yield _Track(file, streams[0])
+            yield _Track(file, streams[0], MAX_SHARE * len(data))
+    except VideoError:
+        raise
     except av.FFmpegError as error:
         raise VideoError(f"not a video of a known format ({FORMATS}), or damaged: {error.strerror}") from error
+    except CONTRADICTIONS as error:
+        raise VideoError(f"damaged: {type(error).__name__}: {error}") from error
+
+
+def _demuxed(file: Any, stream: Any) -> Iterator[Any]:
+    """The stream's packets. MPEG-TS can begin another one anywhere, which PyAV says by an IndexError: passed over."""
+    while True:
+        try:
+            yield from file.demux(stream)
+            return
+        except IndexError:
+            continue  # with the packet after it, until the file ends
 
 
 class _Track:
@@ -204,7 +248,8 @@ class _Track:
     come in another order the i-th one decoded is frame i.
     """
 
-    def __init__(self, file: Any, stream: Any):
+    def __init__(self, file: Any, stream: Any, most_bytes: int):
+        self.left = MAX_DECODED
         self.codec: Any = stream.codec_context
         self.tick = Fraction(stream.time_base)
         width, height = self.codec.width, self.codec.height
@@ -213,13 +258,16 @@ class _Track:
         if not width * height:
             raise VideoError("the video has no width or no height")
         self.packets, stamps, keys = [], [], []
-        for packet in file.demux(stream):
+        for packet in _demuxed(file, stream):
             stamp = packet.dts if packet.pts is None else packet.pts
             if stamp is None or not packet.size or packet.is_corrupt or not (keys or packet.is_keyframe):
                 continue
             if packet.is_keyframe:
                 keys.append((stamp, len(self.packets)))
             self.packets.append(packet)
+            most_bytes -= packet.size
+            if most_bytes < 0:
+                raise VideoError(f"its index names more than {MAX_SHARE} times the file's bytes", bomb=True)
             if len(self.packets) > MAX_FRAMES:
                 raise VideoError(f"more than {MAX_FRAMES:,} frames", bomb=True)
             hidden = self.codec.name == "vp8" and not bytes(packet)[0] & VP8_SHOWN
@@ -262,6 +310,8 @@ class _Track:
 
     def last(self, first: int, frames: int) -> int:
         """Decode so many frames; the number of the last of them that there is."""
+        if frames * self.codec.width * self.codec.height > self.left:
+            raise VideoError(f"{frames:,} frames of {self.codec.width}×{self.codec.height}: too many pixels", bomb=True)
         found = -1
         for _, position, _ in self._decoded(self._key(first)):
             found = position
@@ -283,6 +333,9 @@ class _Track:
             for frame in self.codec.decode(self.packets[number] if number < len(self.packets) else None):
                 yield number, bisect_right(self.stamps, frame.pts) - 1 if self.ordered else shown, frame
                 shown += 1
+            self.left -= self.codec.width * self.codec.height  # a stream may change its size
+            if self.left < 0:
+                raise VideoError("too many frames to decode for their size", bomb=True)
 
 
 def _rgb(frame: Any) -> Image.Image:

@@ -4,9 +4,13 @@ import json
 
 import pytest
 from fake_io import FakeIO
+from hypothesis import given
+from hypothesis import strategies as st
+from videos import MOST, prepared_videos
 
-from modeling.internvl import save_model
-from stages.evaluate.run import Part, answer_part, evaluate, score, wilson
+from modeling.internvl import load_model, save_model
+from modeling.shards import ShardReader
+from stages.evaluate.run import Part, answer_part, batches, evaluate, score, wilson
 from stages.io import Input
 from stages.params import DataParams, EvaluateParams, PrepareParams
 
@@ -65,6 +69,40 @@ def test_an_answer_is_right_only_to_the_letter(prepared, trained, monkeypatch):
     )
     rows = answer_part(Part(str(trained), str(prepared), [0, 3, 4], 8, 4, "", 2))
     assert [(row["answer"], row["right"]) for row in rows] == [("7", True), ("Four", False), ("seve", False)]
+
+
+@pytest.fixture(scope="module")
+def videos(micro, tmp_path_factory):
+    return prepared_videos(tmp_path_factory.mktemp("videos") / "data", micro)
+
+
+def test_of_a_video_only_tiles_are_held(videos, trained, monkeypatch):
+    """Frames in full would be 1.1 GB a question at 4K; the answers are those to the middle frames all the same."""
+    from modeling import generate
+
+    asked, original = [], generate.answer
+    monkeypatch.setattr(generate, "answer", lambda *args, **kwargs: asked.extend(args[2]) or original(*args, **kwargs))
+    rows = answer_part(Part(str(trained), str(videos), [0, 1, 2, 3], 2, 4, "", 2))
+    assert [len(question.images) for question in asked] == [MOST] * 4 and all(question.video for question in asked)
+    assert {image.size for question in asked for image in question.images} == {(32, 32)}
+    model, tokenizer = load_model(trained)
+    reader = ShardReader(videos)
+    for i, row in enumerate(rows):
+        conversation, frames = reader.sample(i)
+        assert {frame.size for frame in frames} == {(40, 40)}
+        question = generate.Question(conversation[:-1], frames, video=True)
+        assert row["answer"] == original(model, tokenizer, [question], system="", max_new_tokens=4)[0]
+
+
+@given(tiles=st.lists(st.integers(0, 40), max_size=60), most=st.integers(1, 9), most_tiles=st.integers(1, 64))
+def test_a_batch_has_so_many_questions_and_so_many_tiles(tiles, most, most_tiles):
+    rows = list(range(len(tiles)))[::-1]
+    cut = list(batches(rows, tiles, most, most_tiles))
+    assert [row for batch in cut for row in batch] == rows
+    for batch, following in zip(cut, [*cut[1:], None]):
+        assert 0 < len(batch) <= most and (len(batch) == 1 or sum(tiles[row] for row in batch) <= most_tiles)
+        if following and len(batch) < most:
+            assert sum(tiles[row] for row in [*batch, following[0]]) > most_tiles
 
 
 def run(folder, prepared, trained, **fields):

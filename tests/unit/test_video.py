@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from videos import CONTAINERS, apart, digit_frames, encode, encode_gif
+from videos import CONTAINERS, apart, digit_frames, encode, encode_gif, hollow_gif
 
 from modeling import video
 from modeling.errors import UserError
@@ -234,6 +234,33 @@ def test_damage_is_told_or_shown_and_never_anything_else(digits, kind, damage):
         assert len(read_frames(bytes(data), range(info.first, info.first + info.frames), 28)) == info.frames
     except VideoError as error:
         assert str(error)
+
+
+def test_a_stream_that_begins_in_the_middle_is_passed_over(digits):
+    """One damaged byte of MPEG-TS, the number of the last frame's stream: PyAV raises an IndexError."""
+    data = bytearray(encode(digits, "ts"))
+    frames = [place for place in range(0, len(data), 188) if data[place + 1 : place + 3] == b"\x41\0"]
+    data[frames[-1] + 2] = 0xFF
+    frames = probe(bytes(data), verify=True).frames
+    assert FRAMES - 2 <= frames == len(read_frames(bytes(data), range(frames))) < FRAMES
+
+
+@pytest.mark.parametrize("error", [IndexError, AssertionError, ValueError, ZeroDivisionError])
+def test_whatever_pyav_says_of_a_contradiction_is_told_as_damage(digits, monkeypatch, error):
+    def contradictory(_track, _start):
+        raise error("somewhere inside")
+
+    monkeypatch.setattr(video._Track, "_decoded", contradictory)
+    with pytest.raises(VideoError, match=r"damaged.*somewhere inside"):
+        probe(encode(digits), verify=True)
+
+
+def test_a_gif_whose_frames_contradict_each_other_has_those_before(digits):
+    """Grey at first, then a palette: Pillow gives a picture of indices without one."""
+    data = hollow_gif(64, 3, local=b"\xff\0\0\0\xff\0")
+    assert probe(data).frames == len(read_frames(data, [0])) == 1
+    with pytest.raises(VideoError, match="no frame 1"):
+        read_frames(data, [1])
 
 
 @pytest.mark.parametrize("name", ["hls", "concat", "sdp", "dash", "image pattern"])

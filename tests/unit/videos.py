@@ -1,7 +1,7 @@
 """Videos of scikit-learn's digits, in containers (PyAV), as GIF and as folders of frames, and a prepared mixture."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -66,6 +66,36 @@ def encode_gif(frames: Sequence[Image.Image], ms: int = 100) -> bytes:
     first, *others = [frame.convert("L") for frame in frames]
     first.save(out, "GIF", save_all=True, append_images=others, duration=ms, loop=0, optimize=False)
     return out.getvalue()
+
+
+def rebuilt(mp4: bytes, change: Callable[[bytes, bytes], bytes]) -> bytes:
+    """The file with every box that change(type, content) gives for one of its, from the inside out."""
+    out, place = b"", 0
+    while place < len(mp4):
+        size, kind = int.from_bytes(mp4[place : place + 4], "big"), mp4[place + 4 : place + 8]
+        content = mp4[place + 8 : place + size]
+        nested = kind in (b"moov", b"trak", b"mdia", b"minf", b"stbl", b"moof", b"traf")
+        out += change(kind, rebuilt(content, change) if nested else content)
+        place += size
+    return out
+
+
+def box(kind: bytes, content: bytes) -> bytes:
+    return (8 + len(content)).to_bytes(4, "big") + kind + content
+
+
+def hollow_gif(side: int, frames: int, local: bytes = b"", extent: tuple[int, int, int, int] = (0, 0, 1, 1)) -> bytes:
+    """Frames of one pixel each on a canvas side×side; in the first one level 0 is transparent.
+
+    Of the others, local: each one's palette; extent: x, y, width, height.
+    """
+
+    def frame(extent: tuple[int, int, int, int], local: bytes) -> bytes:
+        numbers = b"".join(number.to_bytes(2, "little") for number in extent)
+        return b"\x2c" + numbers + (b"\x80" + local if local else b"\0") + b"\x02\x02\x44\x01\0"
+
+    header = b"GIF89a" + 2 * side.to_bytes(2, "little") + bytes(3) + b"\x21\xf9\4\1\x0a" + bytes(3)
+    return header + frame((0, 0, 1, 1), b"") + frame(extent, local) * (frames - 1) + b";"
 
 
 def png(image: Image.Image) -> bytes:
