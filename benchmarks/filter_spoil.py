@@ -8,7 +8,8 @@ import random
 import re
 from collections.abc import Callable
 
-from filter_texts import LANGUAGES, LONGEST, SHORTEST, Text, documents, made, side
+from filter_alike import alike
+from filter_texts import LANGUAGES, LONGEST, SHORTEST, TURN, Text, documents, made, side
 
 _CJK = re.compile(r"[\u4e00-\u9fff]")
 
@@ -83,8 +84,9 @@ def loop(rng: random.Random, text: str, language: str) -> str:
     return placed(rng, text, "".join(out), language)
 
 
-def zeros(rng: random.Random, text: str, language: str) -> str:
-    times = more(rng, 48, 150)
+def zeros(rng: random.Random, text: str, language: str, least: int = 110) -> str:
+    """`least` times and more: a googol and a table of 10 times 10 zeros have 100 and are right."""
+    times = more(rng, least, least + 100)
     kinds = ["0", "0", "0, ", "0 ", "0.0 ", "0.00, ", "00 ", "0\n", "0.0, 0, "]
     if language == "code":
         kinds += ["0x00, ", "0.0, ", "[0, 0, 0], "]
@@ -182,7 +184,7 @@ def characters(rng: random.Random, text: str, language: str) -> str:
 
 TOKENS = [
     "<|im_end|>", "<|im_start|>assistant\n", "<|endoftext|>", "[UNUSED_TOKEN_145]", "<img>", "</img>", "<IMG_CONTEXT>",
-    "<|im_end|>\n<|im_start|>user\n", "<image>", "</s>",
+    "<|im_end|>\n<|im_start|>user\n", "<|vision_start|>",
 ]  # fmt: skip
 
 
@@ -191,8 +193,20 @@ def control(rng: random.Random, text: str, language: str) -> str:
     return text[:at] + rng.choice(TOKENS) * rng.choice([1, 1, 4]) + text[at:]
 
 
+def few_zeros(rng: random.Random, text: str, language: str) -> str:
+    """From 48 times: longer than most right answers have, shorter than some."""
+    return zeros(rng, text, language, 48)
+
+
+def dialogue(rng: random.Random, text: str, language: str) -> str:
+    """The same long answer in many turns."""
+    long = [one.strip() for one in sentences(text, language) if len(one.encode()) > 75]
+    return TURN.join([rng.choice(long or [text])] * more(rng, 8, 30))
+
+
 SPOIL: dict[str, Callable[..., str]] = {
     "loop": loop, "zeros": zeros, "lines": lines, "rambling": rambling, "characters": characters, "control": control,
+    "dialogue": dialogue, "few zeros": few_zeros,
 }  # fmt: skip
 AIMED = ("loop", "zeros", "lines", "rambling")
 
@@ -207,6 +221,8 @@ def build(seed: int, clean: int, bad: int) -> tuple[list[Text], list[Text]]:
             found.setdefault((*side(text), language), {}).setdefault(source, set()).add(text)
     for language, text in made(rng, 2 * clean):
         found[side(text)[0], False, language].setdefault("made", set()).add(text)
+    for language, text in alike(rng, 2 * clean):
+        found[side(text)[0], False, language].setdefault("alike", set()).add(text)
     halves: tuple[list[Text], list[Text]] = ([], [])
     for half in (0, 1):
         for language in LANGUAGES:

@@ -31,6 +31,7 @@ BOOKS = {
 _ESCAPE = re.compile(r"\x1b\[[0-9;]*m|.\x08")
 _ROFF_FONT = re.compile(r"\\f(\[\w*\]|\(..|.)|\\&|\\/|\\,|\\:|\\\|")
 LANGUAGES = ("en", "zh", "code")
+TURN = "\x1e"  # between the answers of a dialogue; every other text is one answer
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,12 @@
 
     python benchmarks/filters.py [--choose] [--seed 0] [--output filters.json]
 
-Clean texts are in filter_texts.py, how bad ones are made in filter_spoil.py. Limits were read by hand off the first
-half (--choose prints its tables, and what a plain rule would take), figures are those of the second. Aims on it, over
-loops, zero runs, duplicate lines and truncated rambling in English, Chinese and code: recall .95 and more, at most 2 %
-of the clean texts flagged, 2,000 clean and 400 bad texts and more. Ends with 1 where one is missed. Spoiled characters
-and control tokens are reported, not aimed at.
+Clean texts are in filter_texts.py and filter_alike.py, how bad ones are made in filter_spoil.py. Limits were read by
+hand off the first half (--choose prints its tables, and what a plain rule would take, and leaves the second unseen),
+figures are those of the second. Aims on it, over loops, zero runs, duplicate lines and truncated rambling in English,
+Chinese and code: recall .95 and more, at most 2 % of the clean texts flagged, 2,000 clean and 400 bad texts and more.
+Ends with 1 where one is missed. Reported and not aimed at: spoiled characters, control tokens, dialogues of one answer,
+and runs of 48 zeros and more, which right answers have too.
 
 Beside it stands the official hook: distinct repeated word 10-grams over all 10-grams, flagged over .4. A unit of p
 words that stands r times gives at most p / (r p - 9): the hook is made for text that is doubled, of which this set has
@@ -25,11 +26,11 @@ from pathlib import Path
 
 import numpy as np
 from filter_spoil import AIMED, build
-from filter_texts import Text
+from filter_texts import TURN, Text
 
 from stages.curation import TextChecks
 from stages.prepare import repetition
-from stages.prepare.text_checks import check_text
+from stages.prepare.text_checks import check_text, without_data
 
 RECALL, FALSE_ALARMS = 0.95, 0.02
 OFFICIAL = 0.4  # `repeat_threshold` of check_conversations_repetition
@@ -40,7 +41,8 @@ LOSS = 0.005  # recall that a limit may cost to save false alarms
 
 
 def conversation(text: str) -> list[dict[str, str]]:
-    return [{"from": "human", "value": "<image>\nWhat is it?"}, {"from": "gpt", "value": text}]
+    asked = [[{"from": "human", "value": "What is it?"}, {"from": "gpt", "value": one}] for one in text.split(TURN)]
+    return [turn for pair in asked for turn in pair]
 
 
 def official(text: str) -> float:
@@ -60,27 +62,36 @@ def told(name: str, ours: list[bool], theirs: list[bool]) -> str:
 
 def figures(text: str) -> dict[str, float]:
     """What each limit of repetition is compared with in a text; 0 where another limit is."""
-    dense = TextChecks().dense
+    limits = TextChecks()
     solid, marks, words = repetition.character_runs(text)
-    counted, exact = repetition.echo(text)
-    out = {
+    loop, rest = repetition.loop(text), without_data(text)
+    copied, counted, (alike, exact) = repetition.copies(rest), repetition.counting(rest), repetition.echo(rest)
+    short = repetition.solid_bytes(text) <= limits.short_bytes and loop.figure <= limits.short_bytes
+    spared = short and " " not in loop.text and loop.symbols < 0.5
+    out = dict.fromkeys(GRID, 0.0) | {
         "same_characters": solid.figure, "same_symbols": marks.figure, "same_words": words.figure,
-        "loop_bytes": repetition.loop(text).figure,
+        ("refrain_bytes" if loop.refrain else "loop_bytes"): 0.0 if spared else loop.figure,
     }  # fmt: skip
-    for name, found in (("copied_bytes", repetition.copies(text)), ("counting_bytes", repetition.counting(text))):
-        out |= {name: 0.0, f"dense_{name}": 0.0, (f"dense_{name}" if found.symbols > dense else name): found.figure}
-    echoes = (exact if counted.symbols > dense else counted, exact)
-    out["echoed_bytes"] = max(found.figure * (found.symbols <= dense) for found in echoes)
-    out["dense_echoed_bytes"] = max(found.figure * (found.symbols > dense) for found in echoes)
+    for name, figure, found in (
+        ("copied_bytes", copied.figure, copied),
+        ("counting_bytes", counted.figure * (2 if counted.cut else 1), counted),
+        ("echoed_bytes", exact.figure, exact),
+    ):
+        out[f"dense_{name}" if found.symbols > limits.dense else name] = figure
+    if alike.symbols > limits.dense:
+        out["dense_echoed_bytes"] = exact.figure
+    else:
+        out["counting_bytes"] = max(out["counting_bytes"], alike.figure)
     return out
 
 
 GRID = {
-    "same_characters": [16, 24, 32, 40, 48, 64], "same_symbols": [80, 100, 150, 200, 250, 300],
-    "same_words": [16, 24, 32, 40, 48, 64], "loop_bytes": [16, 20, 24, 28, 32, 36, 40, 48],
-    "counting_bytes": [50, 100, 150, 200, 300], "dense_counting_bytes": [500, 1000, 1500, 2000, 3000],
-    "copied_bytes": [80, 100, 120, 150, 200, 250], "dense_copied_bytes": [100, 200, 250, 300, 400, 500],
-    "echoed_bytes": [100, 150, 200, 250, 300, 400], "dense_echoed_bytes": [500, 1000, 1500, 2000, 3000],
+    "same_characters": [60, 80, 100, 120], "same_symbols": [100, 150, 200, 250, 300],
+    "same_words": [60, 80, 100, 120], "loop_bytes": [20, 24, 28, 32, 36, 40, 48, 64, 100],
+    "refrain_bytes": [50, 100, 150, 200, 250, 300], "counting_bytes": [600, 900, 1100, 1300, 1500, 2000],
+    "dense_counting_bytes": [1500, 2000, 2500, 3000, 4000], "copied_bytes": [100, 150, 200, 250, 300],
+    "dense_copied_bytes": [200, 250, 300, 400, 500], "echoed_bytes": [300, 500, 600, 700, 800, 1000],
+    "dense_echoed_bytes": [1000, 1500, 2000, 3000],
 }  # fmt: skip
 
 
@@ -93,7 +104,10 @@ def choose(texts: list[Text]) -> None:
     now = TextChecks().model_dump()
     lifted = TextChecks(**dict.fromkeys(GRID, 10**9))
     aimed = [text for text in texts if text.kind == "clean" or text.kind in AIMED]
-    found = [figures(text.text) for text in aimed]
+    found = []
+    for text in aimed:
+        each = [figures(answer) for answer in text.text.split(TURN)]
+        found.append({name: max(one[name] for one in each) for name in GRID})
     apart = [check_text(conversation(text.text), lifted) is not None for text in aimed]
     for name, values in GRID.items():
         rest = [
@@ -192,6 +206,8 @@ def main() -> int:
         choose(first)
     print("\nThe first half, on which limits were chosen")
     chosen = report(first, TextChecks())
+    if options.choose:  # the second half stays unseen
+        return 0
     print("\nThe second half")
     rows = report(second, TextChecks())
     hardest()

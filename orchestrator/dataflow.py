@@ -16,8 +16,9 @@ RETRIES = 3  # of an item whose process has died; Ray Data's own number is witho
 
 
 def stream(function: Callable[..., Any], items: Sequence[Any], resources: Resources) -> Iterator[Any]:
-    """The results of a module-level function, as they come. A class is made once per process (an actor of its pool), and
-    its object called; only such a one gets the GPUs. Raises what the function raised. Closing it ends what runs."""
+    """The results of a module-level function, as they come. A class is made once per process (an actor of its pool),
+    and its object called; only such a one gets the GPUs. Raises what the function raised. Closing it ends what runs.
+    """
     import ray.data
     from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy
     from ray.exceptions import RayTaskError

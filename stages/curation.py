@@ -23,8 +23,9 @@ class TextChecks(Params):
     """Heuristics on answers: abnormal length, zero runs, duplicate lines, repetition, odd characters.
 
     Bytes are UTF-8 bytes, of letters and digits alone where things repeat: about four a token in any script. Limits
-    of repetition were read by hand off the first half of benchmarks/filters.py --choose. Limits of length and of odd
-    characters are judgement. Text is dense where it has many symbols, as code, tables and formulas do.
+    of repetition were read by hand off the first half of benchmarks/filters.py --choose: of values that tell good from
+    bad about as well, one that passes more. Limits of length and of odd characters are judgement. Text is dense where
+    it has many symbols, as code, tables and formulas do.
     """
 
     max_bytes: int = Field(default=48_000, ge=1, description="of an answer; about 12,000 tokens")
@@ -36,13 +37,13 @@ class TextChecks(Params):
     short_bytes: int = Field(default=150, ge=0, description="of an answer that may repeat one word as it likes")
     refrain_bytes: int = Field(default=250, ge=4, description="the same in whole lines, as songs have them")
     counting_bytes: int = Field(
-        default=1300, ge=4, description="that repeat but for their numbers; half of it where the answer breaks off"
+        default=1500, ge=4, description="that repeat but for their numbers; half of it where the answer breaks off"
     )
-    dense_counting_bytes: int = Field(default=2500, ge=4, description="the same in dense text")
+    dense_counting_bytes: int = Field(default=3000, ge=4, description="the same in dense text")
     copied_bytes: int = Field(default=200, ge=4, description="of lines that stood before, over those of new ones")
     dense_copied_bytes: int = Field(default=300, ge=4, description="the same in dense text")
-    echoed_bytes: int = Field(default=700, ge=4, description="of passages said before, over three times the new ones")
-    dense_echoed_bytes: int = Field(default=2000, ge=4, description="the same in dense text")
+    echoed_bytes: int = Field(default=1000, ge=4, description="of passages said before, over three times the new ones")
+    dense_echoed_bytes: int = Field(default=3000, ge=4, description="the same in dense text")
     same_answers: int = Field(default=300, ge=4, description="bytes of long answers that a dialogue gave before")
     dense: float = Field(default=0.12, ge=0, le=1, description="share of symbols above which text is dense")
     odd_characters: int = Field(default=4, ge=0, description="control, private, invisible or wrongly decoded: a few")

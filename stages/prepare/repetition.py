@@ -19,15 +19,22 @@ import numpy as np
 MAX_PERIOD = 1024  # characters; the longest unit of an exact loop. Longer ones are copies, or an echo
 AFTER_FIRST = 1.75  # units after the first: of three units the last may be cut off
 MARK = 0.1  # what a symbol weighs in a loop, beside a letter: a loop of hundreds of symbols is one
+TAGGED = 0.02  # what a character of a tag weighs in a loop: a table of empty cells is none
+SPARSE, SPARSE_WEIGHT = 6, 1 / 15  # letters to a change of letter from which a loop weighs less: a unit matrix's rows
 SHINGLE, SHINGLE_CJK = 3, 5  # words, or Chinese characters, that make a passage the same passage
 LOOK_BACK = 1500  # words or characters: a passage that comes again later than this is no echo
 FRESH = 3.0  # how much a byte of new text counts against a byte of repeated text in an echo
 UNIT_BYTES = 6  # a line or sentence of fewer bytes, such as `else:`, is no copy
+ANSWER_BYTES = 40  # nor is an answer of fewer, such as "There is no text in this picture."
 WORD_BYTES = 10  # a word weighs at most this much, so that an address is not a paragraph
 
 CJK = r"\u2e80-\u2fdf\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003ffff"
 _WORD = re.compile(rf"[{CJK}]|[^\W\d_{CJK}]+|\d+")
 _NUMBER = re.compile(r"(?<=第)[〇零一二三四五六七八九十百千万两]+|\d+")
+_SPACE = re.compile(r"\s+")
+_TAG = re.compile(r"</?[a-z][^<>]{0,80}>")
+_ROW = re.compile(r"(?:[^\W\d_]|[\s,，!！?？'’~、-])+|[\d\s.,&\[\]-]+")  # words and no full stop, or figures alone
+_BASES = re.compile(r"[acgtun]{3,}")
 _UNIT = re.compile(r"\n|(?<=[。！？；])|(?<=[.!?;])\s")
 
 
@@ -39,6 +46,8 @@ class Finding:
     text: str
     times: float
     symbols: float = 0.0  # share of symbols in what repeats
+    cut: bool = False  # a loop that goes on to the end of the text, and ends there within a word or a sentence
+    refrain: bool = False  # a loop of whole lines as songs and matrices have them, or of bases of a genome
 
 
 NOTHING = Finding(0, "", 0)
@@ -65,10 +74,15 @@ def _best_stretch(values: np.ndarray) -> tuple[int, int, float]:
     return int(np.argmin(sums[: end + 1])), end, float(gain[end])
 
 
+def solid_bytes(text: str) -> int:
+    """Bytes of letters and digits, by which all figures are measured."""
+    return int(_weights(text, _codes(text)).sum())
+
+
 def _symbols(text: str) -> float:
     """Share of symbols in a text, spaces apart: one each, beside the bytes of letters and digits."""
     dense = "".join(text.split())
-    solid = int(_weights(dense, _codes(dense)).sum())
+    solid = solid_bytes(dense)
     marks = len(dense) - sum(map(str.isalnum, dense))
     return marks / (marks + solid) if dense else 0.0
 
@@ -93,18 +107,21 @@ def symbol_noise(text: str) -> Finding:
 def character_runs(text: str) -> tuple[Finding, Finding, Finding]:
     """The longest run of one letter or digit, that of one other character, and of words of one and the same character.
 
-    The last is `0, 0.0, 00`: whatever stands between, so that lists and tables of zeros are seen. Figures are counts.
+    The last is `0, 0.0, 00`: whatever stands between, so that lists and tables of zeros are seen. Figures are bytes of
+    letters and digits, and counts of symbols and words (half the letters, where these are more).
     """
     codes = _codes(text)
     if not len(codes):
         return NOTHING, NOTHING, NOTHING
-    solid = _weights(text, codes) > 0
+    weights = _weights(text, codes)
+    solid = weights > 0
     starts = np.flatnonzero(np.concatenate([[True], codes[1:] != codes[:-1]]))
     lengths = np.diff(np.append(starts, len(codes)))
 
     def longest(chosen: np.ndarray) -> Finding:
         best = int(np.argmax(np.where(chosen, lengths, 0)))
-        return Finding(int(lengths[best]), text[starts[best]], int(lengths[best])) if chosen[best] else NOTHING
+        weight = max(1, int(weights[starts[best]]))  # bytes: a Chinese character says as much as three letters
+        return Finding(int(lengths[best]) * weight, text[starts[best]], int(lengths[best])) if chosen[best] else NOTHING
 
     words, places = NOTHING, np.flatnonzero(solid)
     if len(places):
@@ -112,6 +129,7 @@ def character_runs(text: str) -> tuple[Finding, Finding, Finding]:
         begins = np.concatenate([[True], np.diff(places) > 1])
         runs = np.flatnonzero(np.concatenate([[True], letters[1:] != letters[:-1]]))
         counts = np.add.reduceat(begins, runs, dtype=np.int64)
+        counts = np.maximum(counts, np.diff(np.append(runs, len(letters))) // 2)  # 1,000,000,000: three digits a word
         best = int(np.argmax(counts))
         words = Finding(int(counts[best]), chr(letters[runs[best]]), int(counts[best]))
     return longest(solid[starts]), longest(~solid[starts]), words
@@ -121,23 +139,31 @@ def character_runs(text: str) -> tuple[Finding, Finding, Finding]:
 
 
 def loop(text: str) -> Finding:
-    """The heaviest exact loop: bytes after its first unit. Case and line breaks do not count.
+    """The heaviest exact loop: bytes after its first unit. Case and line breaks do not count; tags are symbols.
 
     A loop of one and the same letter or digit is none: `character_runs` has those, with limits of their own.
     """
-    text = " ".join(text.lower().split())
+    text = _flat(text)
     codes = _codes(text)
-    weights = _weights(text, codes)
-    return _heaviest(text, codes, np.where((weights == 0) & (codes != ord(" ")), MARK, weights))
+    weights = _weights(text, codes).astype(float)
+    weights[(weights == 0) & (codes != ord(" ")) & (codes != ord("\n"))] = MARK
+    for tag in _TAG.finditer(text) if "<" in text else ():
+        weights[tag.start() : tag.end()] = TAGGED
+    return _heaviest(text, codes, weights)
 
 
 def counting(text: str) -> Finding:
     """As `loop`, where the units differ in their numbers, which weigh nothing: "Step 101: again. Step 102: again." """
-    text = _NUMBER.sub("0", plain := " ".join(text.lower().split()))
+    text = _NUMBER.sub("0", plain := _flat(text))
     if text == plain:
         return NOTHING
     codes = _codes(text)
     return _heaviest(text, codes, np.where(codes == ord("0"), 0.0, _weights(text, codes)))
+
+
+def _flat(text: str) -> str:
+    """In lower case; a space for any space, a line break where one is in it."""
+    return _SPACE.sub(lambda match: "\n" if "\n" in match.group() else " ", text.strip().lower())
 
 
 def _heaviest(text: str, codes: np.ndarray, weights: np.ndarray) -> Finding:
@@ -148,6 +174,7 @@ def _heaviest(text: str, codes: np.ndarray, weights: np.ndarray) -> Finding:
     loop of three units. Only k-grams that come twice go to the next scale, so that ordinary text costs little more
     than one sort.
     """
+    codes = np.where(codes == ord("\n"), np.uint32(ord(" ")), codes)
     sums = np.concatenate([[0.0], np.cumsum(weights)])
     solid = np.flatnonzero(weights >= 1)
     turns = np.zeros(len(codes) + 1, np.int64)  # how many letters before differ from the letter before them
@@ -169,15 +196,20 @@ def _heaviest(text: str, codes: np.ndarray, weights: np.ndarray) -> Finding:
             hit = (periods > (k // 2 if k > 8 else 0)) & (periods <= k) & (ends - firsts >= AFTER_FIRST * periods)
             firsts, ends, periods = firsts[hit], ends[hit], periods[hit]
             units = firsts + periods
-            same_letter = (turns[units] == turns[firsts]) & (letters[units] > letters[firsts])
-            figures = np.where(same_letter, 0, sums[ends] - sums[firsts])
+            inside = letters[units] - letters[firsts]
+            changes = turns[units] - turns[firsts]
+            figures = np.where((changes == 0) & (inside > 0), 0, sums[ends] - sums[firsts])
+            figures = np.where((SPARSE * changes <= inside) & (inside > 0), SPARSE_WEIGHT * figures, figures)
             for at in np.argsort(-figures):
                 if figures[at] <= best.figure:
                     break
                 first, end, period = int(firsts[at]), int(ends[at]), int(periods[at])
                 if (codes[first:end] == codes[first - period : end - period]).all():  # no collision of hashes
-                    unit = text[first - period : first]
-                    best = Finding(float(figures[at]), unit, 1 + (end - first) / period, _symbols(unit))
+                    unit, times = text[first - period : first], 1 + (end - first) / period
+                    cut = end == len(text) and text[-1].isalnum() and text[end - period].isalnum()
+                    lines = text.count("\n", first - period, end) >= int(times) - 1
+                    refrain = bool(_BASES.fullmatch(unit) or (lines and not cut and _ROW.fullmatch(unit)))
+                    best = Finding(float(figures[at]), unit, times, _symbols(unit), cut, refrain)
                     break
             twice = np.zeros(len(places), bool)
             twice[1:] |= same
@@ -196,20 +228,31 @@ def _heaviest(text: str, codes: np.ndarray, weights: np.ndarray) -> Finding:
 def copies(text: str) -> Finding:
     """Lines and sentences that stood before: bytes of copies less bytes of new text, in the stretch where that is most.
 
-    times: how many copies; text: the unit that is copied most.
+    times: how many copies; text: the unit that is copied most. A song's line or a row of figures that follows itself
+    is none: `loop` weighs it.
     """
-    units = [unit for raw in _UNIT.split(text.lower()) if (unit := " ".join(raw.split()))]
+    return _copied([" ".join(raw.split()) for raw in _UNIT.split(text.lower())], UNIT_BYTES, in_a_row=False)
+
+
+def same_answers(answers: list[str]) -> Finding:
+    """As `copies`, of the whole answers of a dialogue. The same short answer ("Yes.", "A") in many turns is none."""
+    return _copied([" ".join(answer.lower().split()) for answer in answers], ANSWER_BYTES, in_a_row=True)
+
+
+def _copied(units: list[str], least: int, in_a_row: bool) -> Finding:
+    units = [unit for unit in units if unit]
     seen = Counter(units)
     if len(seen) == len(units):
         return NOTHING
-    values, before = [], set()
+    values, before, last = [], set(), ""
     for unit in units:
         weight = sum(len(c.encode()) for c in unit if c.isalnum())
         if unit not in before:
             values.append(-weight)  # short ones too: the numbers of a table are what is new in it
         else:
-            values.append(weight if weight >= UNIT_BYTES else 0)
+            values.append(weight if weight >= least and (in_a_row or unit != last or not _ROW.fullmatch(unit)) else 0)
         before.add(unit)
+        last = unit
     start, end, figure = _best_stretch(np.array(values, float))
     inside = units[start:end]
     if not inside:
