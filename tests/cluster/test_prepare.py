@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import sys
 import time
 from pathlib import Path
@@ -73,7 +74,8 @@ def test_five_formats_of_real_pictures_give_identical_rows(fashion, tmp_path):  
     experiment = Experiment(tmp_path / "run", tmp_path, (FIVE % (data, stages)).replace("{", "{{").replace("}", "}}"))
     experiment.run()
     planned = experiment.command("plan").stdout
-    assert "Mixtures, by tokens of an epoch" in planned and "video 8" in planned and "things 100.0%" in planned
+    assert "Mixtures, by tokens of an epoch" in planned and re.search(r"video \d\d\.\d%, ", planned), planned
+    assert "things 100.0%" in planned
     reference = rows(experiment.result("internvl"))
     assert set(reference) == {sample.id for sample in samples}
     for form in FORMATS[1:]:
