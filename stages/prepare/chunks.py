@@ -31,7 +31,7 @@ from stages.io import Folder
 from stages.params import ModelParams, PrepareParams
 from stages.prepare.formats import Record, Unit, read
 
-BEGUN = "begun"  # a mark for every task that began a unit, in the folder of parts
+BEGUN = "begun"  # in the folder of parts: a mark for every task that began a unit and did not come to any end
 LAYOUT = 2  # of a part: raise it when parts of before cannot be used any more
 MOST_TILES = 2**15 - 1  # that the index can hold
 FETCHES = 16  # at once, of media on S3
@@ -115,6 +115,15 @@ class Part:
 
 def measure_chunk(work: Work) -> Part:
     """Reads, measures and judges every record of a chunk, and leaves its part in the folder."""
+    begun = f"{BEGUN}/{work.chunk.number:06d}-{uuid.uuid4().hex[:12]}"
+    work.folder.create(begun, b"")
+    try:
+        return _measure(work)
+    finally:  # stays where the process is killed, or crashes in a decoder
+        work.folder.drop([begun])
+
+
+def _measure(work: Work) -> Part:
     from stages.prepare.judge import Judge
     from stages.prepare.measure import build_measure
     from stages.prepare.parts import PartWriter
@@ -124,7 +133,6 @@ def measure_chunk(work: Work) -> Part:
     if chunk.questions:
         measure = replace(measure, max_tokens=sys.maxsize, max_tiles_per_sample=MOST_TILES, answers=False)
     judge = Judge(chunk.params.curate, chunk.dataset.name, work.reviewed)
-    work.folder.create(f"{BEGUN}/{chunk.number:06d}-{uuid.uuid4().hex[:12]}", b"")
     with tempfile.TemporaryDirectory(prefix="stageline-part-") as scratch:
         writer = PartWriter(Path(scratch), chunk.dataset, int(chunk.params.shard_megabytes * 1e6))
         for number, sample in _samples(chunk):

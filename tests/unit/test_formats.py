@@ -481,3 +481,20 @@ def test_a_dataset_that_curation_names_must_be_there(tmp_path):
     io = FakeIO(tmp_path / "out", params, model=MODEL, sources={"d": DataParams(meta=str(tmp_path / "meta.json"))})
     with pytest.raises(DataError, match=r"no dataset 'chart' → did you mean 'charts'\?"):
         prepare(io)
+
+
+def test_a_task_that_fails_in_words_leaves_no_mark(tmp_path, monkeypatch):
+    (tmp_path / "a.jsonl").write_text(json.dumps(qa("Hi")))
+    (tmp_path / "meta.json").write_text(json.dumps({"d": {"annotation": "a.jsonl"}}))
+
+    def away(*_):
+        raise measuring.files.Unavailable("the store does not answer")
+
+    from stages.prepare import parts
+
+    with monkeypatch.context() as patch:
+        patch.setattr(parts, "measure_sample", away)
+        with pytest.raises(ConnectionError):
+            run(tmp_path / "meta.json", tmp_path / "out")
+    assert not list((tmp_path / "out" / "parts" / "begun").iterdir())
+    run(tmp_path / "meta.json", tmp_path / "out")
