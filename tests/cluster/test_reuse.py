@@ -44,7 +44,7 @@ def test_a_changed_setting_is_named_and_runs_only_what_depends_on_it(undisturbed
     prefixes = {stage: experiment.prefix(stage) for stage in STAGES}
 
     planned = experiment.without_ray("plan", changed)
-    actions, _ = planned.stdout.split("Parameters", 1)
+    actions, _ = planned.stdout.split("Mixtures", 1)
     lines = {line.split()[0]: line for line in actions.splitlines() if line.split()}
     assert "lr: 0.005 → 0.0025" in lines["full_finetune"]
     assert all(" reuse " in lines[stage] for stage in kept), planned.stdout
