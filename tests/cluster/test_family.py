@@ -40,7 +40,7 @@ def test_the_vision_encoder_of_one_model_is_the_others_and_the_mlp_is_new(family
 
 
 def test_it_follows_when_the_other_models_stage_changes(family):
-    planned = family.without_ray("plan", "stages.vit_large.lr=2e-3").stdout
+    planned = family.without_ray("plan", "stages.vit_large.lr=2e-3").stdout.split("Mixtures")[0]
     rows = [line.split() for line in planned.split("vit_large makes the vision encoder of small", 1)[0].splitlines()]
     actions = {row[0]: {"run", "reuse"} & set(row) for row in rows if row}
     assert [actions[stage] for stage in ("mix_data", "vit_large", "warmup_small")] == [{"reuse"}, {"run"}, {"run"}]

@@ -49,6 +49,6 @@ def test_on_s3_a_node_fetches_each_result_once(undisturbed, before_finetune, cep
     entries = [path for path in (tmp_path / "cache").iterdir() if path.is_dir()]
     names = {path.relative_to(entry).as_posix() for entry in entries for path in entry.rglob("*") if path.is_file()}
     assert len(entries) == 2, "the data and the model of the stage before"
-    assert {"index.parquet", "shards/000000.tar", "model.safetensors"} <= names
+    assert {"index.parquet", "shards/000000-000000.tar", "model.safetensors"} <= names
     fetched(experiment, store)
     assert_undisturbed(experiment, undisturbed)
