@@ -56,7 +56,7 @@ def read_meta(path: Path | str, endpoint: str | None = None) -> list[Dataset]:
     except (UnicodeDecodeError, PermissionError) as error:
         raise DataError(f"cannot read the meta file: {error}", where=str(path), remedy="give a UTF-8 JSON") from None
     try:
-        meta = json.loads(text, object_pairs_hook=lambda pairs: _no_duplicates(pairs, path))
+        meta = json.loads(text, object_pairs_hook=lambda pairs: no_duplicates(pairs, path))
     except json.JSONDecodeError as error:
         where = f"{path}:{error.lineno}"
         raise DataError(f"not JSON: {error.msg}", where=where, remedy="correct the JSON at this line") from None
@@ -71,7 +71,8 @@ def read_meta(path: Path | str, endpoint: str | None = None) -> list[Dataset]:
     return [_dataset(name, entry, path, endpoint) for name, entry in meta.items()]
 
 
-def _no_duplicates(pairs: list[tuple[str, Any]], path: Path) -> dict[str, Any]:
+def no_duplicates(pairs: list[tuple[str, Any]], path: Path) -> dict[str, Any]:
+    """A hook for json.loads. Raises DataError for a key that stands twice, of which JSON keeps the last."""
     out = dict(pairs)
     if len(out) < len(pairs):
         names = [name for name, _ in pairs]

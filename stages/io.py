@@ -43,7 +43,7 @@ class Input:
 class Folder(Protocol):
     """A folder in storage that the tasks of a stage share; it crosses process borders. Names may hold '/'.
 
-    Raises what the store raises where it cannot serve; a missing name is a KeyError of its kind.
+    Raises what the store raises: where it cannot serve, and for a name that is not there.
     """
 
     def create(self, name: str, data: bytes) -> bool:

@@ -15,7 +15,7 @@ import os
 import sys
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
@@ -34,6 +34,8 @@ from stages.prepare.formats import Record, Unit, read
 BEGUN = "begun"  # in the folder of parts: a mark for every task that began a unit and did not come to any end
 LAYOUT = 2  # of a part: raise it when parts of before cannot be used any more
 MOST_TILES = 2**15 - 1  # that the index can hold
+# what may be mended without an edit of the sources: a mount that was gone, a download that had not ended
+MAY_PASS = {"missing_image", "missing_video", "unreadable_image", "unreadable_video", "zero_size", "broken_file"}
 FETCHES = 16  # at once, of media on S3
 
 
@@ -104,6 +106,12 @@ class Part:
         return f"{self.number:06d}.json"
 
     @property
+    def damage(self) -> dict[str, int]:
+        """By reason: what is wrong with the sources themselves, not what a step of curation rejected."""
+        named = ((name.partition(":"), count) for name, count in self.counts.items())
+        return {reason: count for (step, _, reason), count in named if step == "structure"}
+
+    @property
     def kept(self) -> int:
         return self.counts.get("", 0)
 
@@ -167,6 +175,11 @@ def _measure(work: Work) -> Part:
 def _read_json(folder: Folder, name: str) -> dict[str, str]:
     """Once per process: a review of a whole mixture would be heavy in every task."""
     return json.loads(folder.get([name])[0])
+
+
+def look_again(parts: Iterable[Part], folder: Folder) -> None:
+    """Of a stage that fails for its sources: the next run makes the parts again whose damage may have passed."""
+    folder.drop([part.name for part in parts if part.damage.keys() & MAY_PASS])
 
 
 def read_part(data: bytes) -> Part:

@@ -20,7 +20,7 @@ from modeling.meta import read_meta
 from stages.curation import Curation, Duplicates
 from stages.io import Folder, StageIO
 from stages.prepare.assemble import Late, table_of
-from stages.prepare.chunks import Part
+from stages.prepare.chunks import Part, look_again
 from stages.prepare.measuring import chunks_of, measured
 from stages.prepare.parts import SIGNATURES
 
@@ -171,6 +171,7 @@ def _evaluation(io: StageIO, name: str) -> Mixture:
     records = sum(part.records for part in mixture.parts)
     lost = records - int(mixture.starts[-1])
     if lost > io.params.max_rejected * records or not records:
+        look_again(mixture.parts, folder)
         first = next((one for part in mixture.parts for one in part.first), None)
         place = f": {first['file']}:{first['line']} {first['reason']} ({first['detail']})" if first else ""
         raise DataError(

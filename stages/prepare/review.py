@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from modeling.errors import DataError
+from modeling.meta import no_duplicates
 from stages.prepare import shares
 from stages.prepare.page import Example, shown, write_page
 
@@ -80,7 +81,7 @@ def read_review(path: Path | str) -> dict[str, Verdict]:
     except (ValueError, OSError) as error:  # not UTF-8, a name that is too long or holds NUL, no permission
         raise DataError(f"cannot read the verdicts: {error}", where=str(path), remedy=REMEDY) from None
     try:
-        data = json.loads(text, object_pairs_hook=lambda pairs: _once(pairs, path))
+        data = json.loads(text, object_pairs_hook=lambda pairs: no_duplicates(pairs, path))
     except json.JSONDecodeError as error:
         raise DataError(f"not JSON: {error.msg}", where=f"{path}:{error.lineno}", remedy=REMEDY) from None
     except (RecursionError, ValueError) as error:  # nested too deep, or a number of thousands of digits
@@ -106,12 +107,3 @@ def read_review(path: Path | str) -> dict[str, Verdict]:
             remedy = "write keep or drop, or remove the line to leave it undecided"
             raise DataError(f"must be keep or drop, found {verdict!r}", where=where, remedy=remedy)
     return verdicts
-
-
-def _once(pairs: list[tuple[str, Any]], path: Path) -> dict[str, Any]:
-    out = dict(pairs)
-    if len(out) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise DataError(f"the key {twice!r} stands twice", where=str(path), remedy="decide on one and remove the other")
-    return out

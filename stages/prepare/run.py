@@ -11,7 +11,8 @@ card.html, review.html, rejected.jsonl.
 import difflib
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from stages.curation import Curation
 from stages.io import Folder, StageIO
 from stages.params import PrepareParams
 from stages.prepare import assemble
-from stages.prepare.chunks import Part
+from stages.prepare.chunks import Part, look_again
 from stages.prepare.later import look_at_all
 from stages.prepare.measuring import chunks_of, measured
 from stages.prepare.parts import VERDICTS
@@ -32,8 +33,6 @@ from stages.prepare.show import write_pages
 from stages.prepare.summary import summarise
 
 PLACES_SHOWN = 5
-STRUCTURE = "structure:"  # in the counts of a part
-MAY_PASS = ("missing_image", "missing_video", "unreadable_image", "unreadable_video", "zero_size", "broken_file")
 
 
 def prepare(io: StageIO) -> None:
@@ -48,8 +47,8 @@ def prepare(io: StageIO) -> None:
     parts = list(measured(io, chunks, folder, reviewed))
     out = io.scratch / "result"
     out.mkdir()
-    check = (io.stage, source.meta, params.max_rejected)
-    _check_damage(parts, folder, *check, lambda: _keep_rejected(io, parts, folder, out))
+    keep = partial(_keep_rejected, io, parts, folder, out)
+    _check_damage(parts, folder, io.stage, source.meta, params.max_rejected, keep)
 
     late, scores = look_at_all(io, parts, folder, reviewed)
     verdicts = _write_verdicts(io.scratch, parts, folder, late, scores)
@@ -59,7 +58,7 @@ def prepare(io: StageIO) -> None:
     named = assemble.write_index(parts, folder, io.scratch, out, late)
     summary = summarise(datasets, _batches(verdicts), params.repeat)
     summary["shares"] = write_pages(io, parts, folder, verdicts, late, dict(reviewed))["shares"]
-    _check_kept(summary, *check)
+    _check_kept(summary, io.stage, source.meta)
     (out / "summary.json").write_text(json.dumps(summary, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     for dataset in datasets:
         found = summary["datasets"][dataset.name]["samples"]
@@ -104,7 +103,9 @@ def _told(rejected: int, reasons: dict[str, int]) -> str:
     return f"{rejected} rejected" + (f" ({listed})" if listed else "")
 
 
-def _check_damage(parts: Sequence[Part], folder: Folder, stage: str, meta: str, max_rejected: float, keep: Any) -> None:
+def _check_damage(
+    parts: Sequence[Part], folder: Folder, stage: str, meta: str, max_rejected: float, keep: Callable[[], None]
+) -> None:
     """What is wrong with the sources themselves; the steps of curation are not counted here."""
     where = f"stages.{stage}: {meta}"
     samples = sum(part.records for part in parts)
@@ -112,16 +113,13 @@ def _check_damage(parts: Sequence[Part], folder: Folder, stage: str, meta: str, 
         raise DataError("the annotations hold no sample", where=where, remedy="write one JSON object per line")
     damaged: Counter[str] = Counter()
     for part in parts:
-        for name, count in part.counts.items():
-            if name.startswith(STRUCTURE):
-                damaged[name.removeprefix(STRUCTURE)] += count
+        damaged.update(part.damage)
     broken = damaged["broken_file"]
     total = damaged.total()
     if total < samples and total / samples <= max_rejected and not broken:
         return
     keep()
-    # what may be mended without an edit (a mount, a download that had not ended) is looked at again by the next run
-    folder.drop([part.name for part in parts if any(name.removeprefix(STRUCTURE) in MAY_PASS for name in part.counts)])
+    look_again(parts, folder)
     first = [one for part in parts for one in part.first]
     first.sort(key=lambda one: one["reason"] != "broken_file")
     shown = first[:PLACES_SHOWN]
@@ -149,7 +147,7 @@ def _check_names(stage: str, curate: Curation, datasets: Sequence[Dataset]) -> N
                 raise DataError(f"there is no dataset '{one}'", where=f"stages.{stage}.curate.{key}", remedy=remedy)
 
 
-def _check_kept(summary: dict[str, Any], stage: str, meta: str, max_rejected: float) -> None:
+def _check_kept(summary: dict[str, Any], stage: str, meta: str) -> None:
     if not summary["kept"]:
         told = _told(summary["rejected"], summary["reasons"])
         raise DataError(f"no sample is left: {told}", where=f"stages.{stage}: {meta}",

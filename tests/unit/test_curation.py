@@ -272,3 +272,17 @@ def test_clips_of_one_video_are_no_copies(mixtures):
     shares = io.summary["shares"] if io.summary else {}
     mean = np.mean([np.mean(row["frame_tokens"]) for row in (ShardReader(io.result).row(i) for i in range(2))])
     assert shares["tokens_per_epoch"] == pytest.approx(2 * mean, abs=2), "what an epoch trains, not the most it could"
+
+
+def test_an_evaluation_picture_that_was_missing_is_looked_at_again(mixtures):
+    mixtures.add("train", a=[("leaked", ASK, LONG, saved(scene(range(9)), "PNG"))])
+    mixtures.add("eval", test=[("q", ASK, "x", saved(scene(range(9)), "PNG"))])
+    picture = mixtures.folder / "media" / "eval-q"
+    picture.rename(away := picture.with_name("away"))
+    with pytest.raises(DataError, match="missing_image"):
+        mixtures.prepare("out", curate={"contamination": {"against": ["eval"]}}, max_rejected=0.5)
+    away.rename(picture)
+    mixtures.add("train", a=[("leaked", ASK, LONG, saved(scene(range(9)), "PNG")), ("clean", "Hi!", "Hello.", None)])
+    assert reasons(mixtures.prepare("fresh", curate={"contamination": {"against": ["eval"]}}))["leaked"]
+    manifests = list((mixtures.folder / "out" / "parts" / "against" / "eval").glob("*.json"))
+    assert not manifests, "the part with the missing picture is made again"

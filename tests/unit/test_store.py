@@ -99,9 +99,8 @@ def test_a_copy_is_an_object_of_its_own(store):
         store.copy("a/x", "z")
 
 
+@pytest.mark.parametrize("store", ["file", "s3"], indirect=True)  # the other is of one process
 def test_a_folder_crosses_processes_and_is_cleared_whole(store, tmp_path):
-    if isinstance(store, MemoryStore):
-        pytest.skip("of this process alone")
     folder = pickle.loads(pickle.dumps(StoreFolder(store.url, "work/parts")))
     path = tmp_path / "a.txt"
     path.write_bytes(b"hello")
