@@ -109,12 +109,16 @@ class Pictures:
         digit, row = self.all[i % len(self.all)]
         return Example(f"<image>\n{READ_ONE}", str(digit), [self._draw(digit, row, rng)])
 
-    def row(self, i: int, rng: Rng) -> Example:
-        digits = rng.integers(10, size=4).tolist()
-        wide = Image.new("L", (4 * TILE, TILE))
+    def wide(self, digits: list[int], rng: Rng) -> Image.Image:
+        """A row of digits in one picture, of as many tiles side by side."""
+        picture = Image.new("L", (len(digits) * TILE, TILE))
         for place, digit in enumerate(digits):
-            wide.paste(self._any(digit, rng), (place * TILE, 0))
-        return Example(f"<image>\n{READ_ROW}", "".join(map(str, digits)), [wide])
+            picture.paste(self._any(digit, rng), (place * TILE, 0))
+        return picture
+
+    def row(self, i: int, rng: Rng, count: int = 4) -> Example:
+        digits = rng.integers(10, size=count).tolist()
+        return Example(f"<image>\n{READ_ROW}", "".join(map(str, digits)), [self.wide(digits, rng)])
 
     def larger(self, i: int, rng: Rng) -> Example:
         pair = rng.choice(10, size=2, replace=False).tolist()
@@ -140,8 +144,8 @@ def text_digit(i: int, rng: Rng) -> Example:
     return Example(f"{stand_in([digit], rng)}\n{READ_ONE}", str(digit))
 
 
-def text_row(i: int, rng: Rng) -> Example:
-    digits = rng.integers(10, size=4).tolist()
+def text_row(i: int, rng: Rng, count: int = 4) -> Example:
+    digits = rng.integers(10, size=count).tolist()
     return Example(f"{stand_in(digits, rng)}\n{READ_ROW}", "".join(map(str, digits)))
 
 
@@ -237,25 +241,37 @@ def write_part(output: Path, mixture: str, part: Part, seed: int, share: float) 
     return {key: value for key, value in entry.items() if value is not None}
 
 
-def make(output: Path, seed: int = 0, share: float = 1.0) -> bool:
+Mixtures = Callable[[int], dict[str, list[Part]]]
+
+
+def make(
+    output: Path,
+    seed: int = 0,
+    share: float = 1.0,
+    *,
+    of: Mixtures = mixtures,
+    marker: str = MARKER,
+    version: int = VERSION,
+) -> bool:
     """Writes all mixtures below `output`. False where they are there already, made with the same parameters."""
-    marker = output / MARKER
-    made_with = json.dumps({"version": VERSION, "seed": seed, "share": share})
-    if marker.is_file() and marker.read_text() == made_with:
+    done = output / marker
+    made_with = json.dumps({"version": version, "seed": seed, "share": share})
+    if done.is_file() and done.read_text() == made_with:
         return False
-    marker.unlink(missing_ok=True)
+    done.unlink(missing_ok=True)
     (output / "annotations").mkdir(parents=True, exist_ok=True)
-    for mixture, parts in mixtures(seed).items():
+    for mixture, parts in of(seed).items():
         write = partial(write_part, output, mixture, seed=seed, share=share)
         meta = {f"{mixture}_{part.task}": write(part) for part in parts}
         (output / f"{mixture}.json").write_text(json.dumps(meta, indent=2) + "\n")
-    marker.write_text(made_with)
+    done.write_text(made_with)
     return True
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Makes the quickstart's data from scikit-learn's handwritten digits.")
-    parser.add_argument("--output", type=Path, default=Path("runs/digits"))
+def command(arguments: list[str] | None, output: str, make: Callable[[Path, int, float], bool]) -> int:
+    """The command line: where, with which seed, how much of it."""
+    parser = argparse.ArgumentParser(description="Makes an experiment's data from scikit-learn's handwritten digits.")
+    parser.add_argument("--output", type=Path, default=Path(output))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--share", type=float, default=1.0, help="make this share of every dataset (for a quick look)")
     options = parser.parse_args(arguments)
@@ -264,6 +280,10 @@ def main(arguments: list[str] | None = None) -> int:
     done = make(options.output, options.seed, options.share)
     print(f"{options.output}: {'written' if done else 'already there'}")
     return 0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    return command(arguments, "runs/digits", make)
 
 
 if __name__ == "__main__":

@@ -20,9 +20,11 @@ from modeling import attention, kernels, parts
 from modeling.batches import Batch
 from modeling.droppath import DropPath
 from modeling.errors import CheckpointError
+from modeling.layouts import canonical_name
 from modeling.loss import weighted_cross_entropy
 from modeling.presets import DOWNSAMPLE, TOKENIZERS, Resolved
 from modeling.template import IMG_CONTEXT
+from modeling.tensors import TensorFolder
 from modeling.tiles import IMAGENET_MEAN, IMAGENET_STD
 from modeling.tokenizer import read_tokenizer
 
@@ -111,6 +113,28 @@ def take_vision(model: InternVLForConditionalGeneration, folder: Path) -> None:
             remedy="give 'vision_from' a stage whose model has the same vision preset",
         )  # fmt: skip
     tower.load_state_dict(state)
+
+
+def take_language(model: InternVLForConditionalGeneration, tokenizer, folder: Path) -> None:
+    """Replace the language model, embeddings and head included, by that of another model in Hugging Face layout, whose
+    vision encoder may have any size. Raises CheckpointError where it is another one, or its words are others."""
+    remedy = "give 'language_from' a stage whose model has the same language preset and tokenizer"
+    its = read_tokenizer(Path(folder))
+    if its is None or its.get_vocab() != tokenizer.get_vocab():
+        raise CheckpointError("its tokenizer is not this model's", where=str(folder), remedy=remedy)
+    mine = {name: tensor for name, tensor in model.state_dict().items() if _of_language(name)}
+    files = TensorFolder(Path(folder), canonical_name)
+    wrong = sorted(name for name, tensor in mine.items() if files.shapes.get(name) != tuple(tensor.shape))
+    wrong += sorted(name for name in files.shapes if _of_language(name) and name not in mine)
+    if wrong:
+        raise CheckpointError(
+            f"its language model does not fit this model's: {', '.join(wrong[:8])}", where=str(folder), remedy=remedy
+        )
+    model.load_state_dict({name: tensor for name, tensor in files if name in mine}, strict=False)
+
+
+def _of_language(name: str) -> bool:
+    return name.startswith(("model.language_model.", "lm_head."))
 
 
 def start_from(folder: Path, tokenizer) -> InternVLForConditionalGeneration:

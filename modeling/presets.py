@@ -28,6 +28,12 @@ VISION: dict[str, dict[str, Any]] = {
     "tiny-vit": dict(
         hidden_size=96, num_hidden_layers=3, num_attention_heads=4, intermediate_size=288, image_size=32, patch_size=4,
     ),
+    "tiny-vit-s": dict(  # tiny-vit, smaller and larger: one tile, one number of tokens, so one prepared mixture
+        hidden_size=48, num_hidden_layers=2, num_attention_heads=4, intermediate_size=144, image_size=32, patch_size=4,
+    ),
+    "tiny-vit-l": dict(
+        hidden_size=160, num_hidden_layers=4, num_attention_heads=4, intermediate_size=480, image_size=32, patch_size=4,
+    ),
     "micro-vit": dict(
         hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, image_size=32, patch_size=8,
     ),
@@ -66,6 +72,14 @@ LANGUAGE: dict[str, dict[str, Any]] = {
     "tiny-qwen2": dict(
         tokenizer="tiny-bpe", hidden_size=128, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2,
         intermediate_size=352, max_position_embeddings=4096,
+    ),
+    "tiny-qwen2-s": dict(
+        tokenizer="tiny-bpe", hidden_size=64, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
+        intermediate_size=176, max_position_embeddings=4096,
+    ),
+    "tiny-qwen2-l": dict(
+        tokenizer="tiny-bpe", hidden_size=192, num_hidden_layers=5, num_attention_heads=6, num_key_value_heads=2,
+        intermediate_size=528, max_position_embeddings=4096,
     ),
     "micro-qwen2": dict(
         tokenizer="tiny-bpe", hidden_size=32, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,

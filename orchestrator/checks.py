@@ -20,17 +20,18 @@ if TYPE_CHECKING:
 
 ZERO_STAGES = (0, 1, 2, 3)
 MODULES = ("vit", "mlp", "language")
+LENDERS = {"vision_from": "vision encoder", "language_from": "language model"}
 
 
 def check_graph(
     needs: dict[str, list[str]],
     kinds: dict[str, str | None],
     names: list[str],
-    lent: dict[str, str],
+    lent: dict[str, set[str]],
     problems: Problems,
 ) -> None:
-    """needs, kinds: by stage, as far as they could be read. names: every stage of the file. lent: the stage whose
-    vision encoder a stage starts with, which is in its needs too."""
+    """needs, kinds: by stage, as far as they could be read. names: every stage of the file. lent: the stages of which a
+    stage takes a part only, which are in its needs too."""
     for name, listed in needs.items():
         place = ("stages", name, "needs")
         for i, need in enumerate(listed):
@@ -40,7 +41,7 @@ def check_graph(
                 problems.add((*place, i), f"unknown stage '{need}'", suggest(need, names), label=place)
             elif need in listed[:i]:
                 problems.add((*place, i), f"'{need}' is listed twice", "remove one", label=place)
-        kind, parents = kinds.get(name), [n for n in dict.fromkeys(listed) if n not in (name, lent.get(name))]
+        kind, parents = kinds.get(name), [n for n in dict.fromkeys(listed) if n != name and n not in lent.get(name, ())]
         if kind is not None and all(kinds.get(need) is not None for need in parents):
             _check_parents(name, kind, {need: KINDS[str(kinds[need])].base for need in parents}, problems)
     known = {name: [n for n in listed if n in needs and n != name] for name, listed in needs.items()}
@@ -81,7 +82,7 @@ def check_models(
             return None
         before = None
         if isinstance(params, TrainParams):
-            chain = [n for n in params.needs if n in out and out[n].kind.trains and n != params.vision_from]
+            chain = [n for n in params.needs if n in out and out[n].kind.trains and n not in params.lent]
             before = chain[0] if chain else None
         inherited = resolved(before) if before else None
         if given is not None and given not in models:
@@ -91,11 +92,12 @@ def check_models(
             problems.add(place, message, "leave 'model' out to continue with the same")
         elif given is None and inherited is None and models and not default and not before:
             problems.add(("stages", name), "says no model", f"add 'model:' with one of: {', '.join(models)}")
-        if before and isinstance(params, TrainParams) and params.vision_from:
-            problems.add(
-                ("stages", name, "vision_from"), f"goes on from '{before}', which has a vision encoder",
-                "set it in the first training stage of the model",
-            )  # fmt: skip
+        for field, part in LENDERS.items():
+            if before and getattr(params, field, None):
+                problems.add(
+                    ("stages", name, field), f"goes on from '{before}', which has a {part}",
+                    "set it in the first training stage of the model",
+                )  # fmt: skip
         name_of = given or inherited
         if name_of != given:
             out[name] = replace(stage, params=params.model_copy(update={"model": name_of}))
@@ -124,9 +126,12 @@ def check_stage(stage: "Stage", mixtures: list[str], trains: list[str], folder: 
         problems.add((*place, "epochs"), "'steps' and 'epochs' are both given", "keep one of them", label=place)
     elif params.steps is None and params.epochs is None:
         problems.add(place, "neither 'steps' nor 'epochs' is given", "say how long to train: 'steps: 1000'")
-    if params.vision_from is not None and params.vision_from not in trains:
-        problems.add((*place, "vision_from"), f"unknown training stage '{params.vision_from}'",
-                     suggest(params.vision_from, trains))  # fmt: skip
+    for field in LENDERS:
+        if (source := getattr(params, field)) is not None and source not in trains:
+            problems.add((*place, field), f"unknown training stage '{source}'", suggest(source, trains))
+    if params.vision_from is not None and params.vision_from == params.language_from:
+        problems.add((*place, "language_from"), f"'{params.language_from}' gives the vision encoder already",
+                     "take one of them from another stage, or go on from the whole model with 'needs:'")  # fmt: skip
     for i, beta in enumerate(params.betas):
         if not 0 <= beta < 1:
             problems.add((*place, "betas", i), f"must be at least 0 and less than 1, found {beta}", "use 0.9 and 0.999")

@@ -6,6 +6,7 @@ It costs 1.5 to 3 s to begin, and some 10 ms for each item (2 cores): give it it
 """
 
 import logging
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -29,9 +30,12 @@ def stream(function: Callable[..., Any], items: Sequence[Any], resources: Resour
     context.enable_progress_bars = False  # the driver shows its own line
     context.raise_original_map_exception = True
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # errors are raised, and told once
+    # there is no other way yet to say how often a task is tried again; pyproject.toml keeps Ray below 2.61
+    warnings.filterwarnings("ignore", message="`ray_remote_args")
     pool: dict[str, Any]
     if isinstance(function, type):
-        strategy = ActorPoolStrategy(min_size=1, max_size=resources.most)
+        most = min(resources.most, len(items))  # all are asked for at once; as many as there is room for start
+        strategy = ActorPoolStrategy(min_size=1, initial_size=most, max_size=most)
         pool = {"compute": strategy, "fn_constructor_args": (function,), "num_gpus": resources.gpus or None}
         retries = {"max_restarts": RETRIES, "max_task_retries": RETRIES}
     else:

@@ -118,7 +118,7 @@ def _attempts(
         task = Task(
             storage=store.url, prefix=job.prefix, stage=name, kind=job.stage.kind_name,
             fingerprint=job.fingerprint, params=params, model=job.experiment.model_of(job.stage),
-            sources=job.experiment.data,
+            sources=job.experiment.data, sets=job.experiment.sets,
             parents=parent_refs(store, job), token=token,
             keep=params.checkpoint.keep if job.stage.kind.trains else 1, workers=workers, followers=followers(job),
         )  # fmt: skip

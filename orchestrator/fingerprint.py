@@ -9,7 +9,7 @@ in the manner of RFC 8785.
 import hashlib
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from modeling.errors import DataError
 from orchestrator.graph import topological_order
 from orchestrator.spec import Experiment, Stage
 from stages.curation import Curation
-from stages.params import ModelParams, PrepareParams
+from stages.params import EvaluateParams, ModelParams, PrepareParams
 
 Identity = dict[str, Any]
 
@@ -106,11 +106,15 @@ def source_digest_of(experiment: Experiment) -> SourceDigest:
 def stage_identities(experiment: Experiment, source_digest: SourceDigest) -> dict[str, Identity | None]:
     """The identity of every stage; None where its sources or weights are absent, or a parent is unknown."""
     out: dict[str, Identity | None] = {}
+    sets: dict[str, Identity | None] = {}
     for name in topological_order(experiment.needs):
         stage = experiment.stages[name]
-        lent = getattr(stage.params, "vision_from", None)
-        parents = [("vision" if p.name == lent else p.kind.base, out[p.name]) for p in experiment.parents(stage)]
-        out[name] = _identity(experiment, stage, parents, source_digest)
+        lent = stage.params.lent
+        parents = [(lent.get(p.name, p.kind.base), out[p.name]) for p in experiment.parents(stage)]
+        identity = _identity(experiment, stage, parents, source_digest)
+        if identity is not None and isinstance(stage.params, EvaluateParams):
+            identity = _evaluation(identity, experiment, stage, out, sets)
+        out[name] = identity
     return {name: out[name] for name in experiment.stages}
 
 
@@ -124,7 +128,8 @@ def _identity(
         lineage.setdefault(base, []).append(fingerprint(parent))
     params = stage.params.identity()
     identity: Identity = {"kind": stage.kind.base, "version": stage.kind.version, "params": params}
-    identity["parents"] = {base: sorted(digests) for base, digests in lineage.items()}
+    ordered = stage.kind.ordered
+    identity["parents"] = {base: digests if ordered else sorted(digests) for base, digests in lineage.items()}
     if isinstance(stage.params, PrepareParams):
         sources, measure = source_digest(stage.params.data), _measuring_parts(experiment.model_of(stage))
         curation = _curation(stage.params.curate, source_digest)
@@ -135,10 +140,38 @@ def _identity(
         del mixture["meta"]
         identity |= {"sources": sources, "mixture": mixture, "model": measure}
     elif stage.kind.trains and "train" not in lineage:
-        model = _starting_model(experiment.model_of(stage), "vision" in lineage)
+        model = _starting_model(experiment.model_of(stage), {"vision", "language"} & lineage.keys())
         if model is None:
             return None
         identity["model"] = model
+    return identity
+
+
+def _evaluation(
+    identity: Identity, experiment: Experiment, stage: Stage, out: dict[str, Identity | None],
+    sets: dict[str, Identity | None],
+) -> Identity | None:  # fmt: skip
+    """With its sets by content, which model scores for which re-ranker, and the model where no stage gives one. sets:
+    those that were read."""
+    params: EvaluateParams = stage.params
+    for name in params.sets:
+        if name not in sets:
+            from stages.evaluate.readers import set_digest
+
+            found = experiment.sets[name].identity()
+            del found["path"]
+            content = set_digest(experiment.sets[name])
+            sets[name] = None if content is None else found | {"content": content}
+    scorers = {name: out[its.model] for name, its in params.rerank.items() if its.model}
+    if any(sets[name] is None for name in params.sets):
+        return None
+    if params.sets:
+        identity["sets"] = {name: sets[name] for name in params.sets}
+    if scorers:
+        identity["scorers"] = {name: fingerprint(parent) for name, parent in scorers.items()}
+    if "train" not in identity["parents"]:
+        identity["model"] = _starting_model(experiment.model_of(stage))
+        return None if identity["model"] is None else identity
     return identity
 
 
@@ -172,14 +205,14 @@ def _measuring_parts(model: ModelParams) -> Identity | None:
     return {"tile": tile, "tokenizer": words, "tile_size": model.tile_size}
 
 
-def _starting_model(model: ModelParams, lent_vision: bool) -> Identity | None:
-    """What the first training stage of a chain starts from: presets by name, folders by content. A vision encoder that
-    another stage gives is that parent."""
+def _starting_model(model: ModelParams, lent: Set[str] = frozenset()) -> Identity | None:
+    """What the first training stage of a chain starts from: presets by name, folders by content. lent: parts (vision,
+    language) that another stage gives: they are that parent."""
     identity = {key: value for key, value in model.identity().items() if value is not None or key != "folder"}
     folders = presets.folders(model)
-    if lent_vision and not model.folder:
-        del identity["vision"]
-        folders.pop("vision", None)
+    for part in () if model.folder else lent:
+        del identity[part]
+        folders.pop(part, None)
     for field, folder in folders.items():
         digest = tokenizer_digest(folder) if field == "tokenizer" else weights_digest(folder)
         if digest is None:

@@ -12,6 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from orchestrator.cache import Held, held_result
 from orchestrator.checkpoints import sha256_of
 from orchestrator.store import Exists, Missing, Store, open_store
 
@@ -21,6 +22,22 @@ AT_ONCE = 32  # objects that are removed
 @lru_cache(maxsize=4)
 def _open(url: str) -> Store:
     return open_store(url)
+
+
+@lru_cache(maxsize=8)
+def _held(url: str, prefix: str) -> Held:
+    return held_result(_open(url), prefix)
+
+
+@dataclass(frozen=True)
+class StoredResult:
+    """The result of a completed stage: called, it gives its local folder, which stays for as long as the process."""
+
+    url: str
+    prefix: str
+
+    def __call__(self) -> Path:
+        return _held(self.url, self.prefix).folder
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,11 @@
 
 Invariant: an override changes the data of the file before anything is checked, so it is checked exactly as if
 it stood in the file; messages then name the override instead of a line. It may set any setting, but not
-invent a stage or a mixture.
+invent a stage or a mixture. Of a stage that a sweep multiplies, the name in the file sets all variants, the name of
+one variant that alone.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from modeling.errors import UserError
@@ -36,6 +38,17 @@ def apply(data: dict[str, Any], marks: Marks, overrides: list[str] | tuple[str, 
                 places.setdefault(path[:depth], where)
         places[path] = where
     return places
+
+
+def split(data: dict[str, Any], overrides: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """(for the file as it is written, for the names that a sweep makes of it)."""
+    later = []
+    for text in overrides:
+        group, *rest = (part.strip() for part in text.partition("=")[0].split("."))
+        names = data.get(group)
+        if "sweep" in data and group in ("stages", "models") and rest and isinstance(names, dict):
+            later += [text] if rest[0] not in names else []
+    return tuple(text for text in overrides if text not in later), tuple(later)
 
 
 def _set(data: dict[str, Any], path: tuple[str, ...], value: Any, where: str) -> None:

@@ -7,7 +7,7 @@ plan can name the field that changed.
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from modeling import presets
@@ -26,12 +26,13 @@ from orchestrator.ledger import Ledger, StageState
 from orchestrator.spec import Experiment, Stage
 from orchestrator.store import Exists, Missing, Store
 
-Action = Literal["run", "reuse", "resume", "blocked", "unknown"]
+Action = Literal["run", "reuse", "resume", "share", "blocked", "unknown"]
 
 
 @dataclass(frozen=True)
 class StagePlan:
-    """step: where a resumed stage goes on, in optimizer steps. changed: "field: before → now", by name of field."""
+    """step: where a resumed stage goes on, in optimizer steps. changed: "field: before → now", by name of field.
+    shared: the stage of this experiment, first in the order, that is the same one and makes the result."""
 
     name: str
     kind: str
@@ -40,6 +41,7 @@ class StagePlan:
     step: int | None = None
     reason: str = ""
     changed: tuple[str, ...] = ()
+    shared: str | None = None
 
     @property
     def prefix(self) -> str:
@@ -63,11 +65,26 @@ def make_plan(
     Raises UserError for a stage folder of another identity, or a ledger that cannot be read.
     """
     plans: dict[str, StagePlan] = {}
+    first: dict[str, StagePlan] = {}  # by fingerprint
     for name in topological_order(experiment.needs):
-        stage = experiment.stages[name]
+        stage, identity = experiment.stages[name], identities[name]
+        digest = None if identity is None else fingerprint(identity)
+        if digest in first:
+            plans[name] = _shared(name, first[digest])
+            continue
         parents = [plans[need] for need in stage.params.needs]
-        plans[name] = _plan_stage(experiment, stage, identities[name], parents, store, (previous or {}).get(name))
+        plans[name] = _plan_stage(experiment, stage, identity, parents, store, (previous or {}).get(name))
+        if digest is not None:
+            first[digest] = plans[name]
     return list(plans.values())
+
+
+def _shared(name: str, maker: StagePlan) -> StagePlan:
+    """The plan of a stage that is the same one as `maker`."""
+    done = maker.action == "reuse"
+    reason = f"{'completed, ' if done else ''}shared with {maker.name}"
+    return replace(maker, name=name, action="reuse" if done else "share", step=None, reason=reason, changed=(),
+                   shared=maker.name)  # fmt: skip
 
 
 def _plan_stage(
@@ -88,7 +105,7 @@ def _plan_stage(
     if state is not None and state.checkpoints:
         step = state.checkpoints[0].step
         return StagePlan(name, base, digest, "resume", step, f"from the checkpoint of step {step}", changed)
-    coming = [parent.name for parent in parents if parent.action in ("run", "resume")]
+    coming = [parent.name for parent in parents if parent.action in ("run", "resume", "share")]
     if changed:
         reason = f"changed: {', '.join(changed)}"
     elif coming:

@@ -8,12 +8,14 @@ import difflib
 import math
 import re
 from collections.abc import Iterable
-from typing import Any, NoReturn, get_args
+from typing import Any, NoReturn, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
 from modeling.errors import UserError
 from orchestrator.yamlfile import KeyPath, Marks
+
+Place = TypeVar("Place", int, str)
 
 # What people write from other trainers -> our name. Only names that exist where they are written are proposed.
 ALIASES = {
@@ -90,6 +92,22 @@ class Problems:
     def __init__(self, file: str, marks: Marks, overrides: dict[KeyPath, str]):
         self.file, self.marks, self.overrides = file, marks, overrides
         self.found: list[tuple[int, UserError]] = []
+        self.written: dict[str, str] = {}  # names that a sweep made -> the one in the file
+
+    def copy(self, new: KeyPath, source: KeyPath, written: str) -> None:
+        """What stands at `new` was made of what stands at `source`, under the name `written`: mistakes are told there,
+        and once for all that were made of it."""
+        _copy(self.marks, new, source)
+        _copy(self.overrides, new, source)
+        self.written[str(new[-1])] = written
+
+    def move_items(self, path: KeyPath, before: list[int]) -> None:
+        """The list at `path` was made anew; before: where each of its items stood."""
+        _move_items(self.marks, path, before)
+        _move_items(self.overrides, path, before)
+
+    def _as_written(self, text: str) -> str:
+        return re.sub(r"[\w-]+", lambda found: self.written.get(found[0], found[0]), text) if self.written else text
 
     def depth(self, path: KeyPath) -> int:
         """How many keys of `path` are really written down, in the file or an override."""
@@ -107,7 +125,8 @@ class Problems:
     def add(self, path: KeyPath, message: str, remedy: str = "", *, label: KeyPath | None = None) -> None:
         """label: what the message is about, where that is not the value at `path` itself."""
         line, where = self.place(path)
-        name = ".".join(map(str, path if label is None else label))
+        name = self._as_written(".".join(map(str, path if label is None else label)))
+        message = self._as_written(message)
         error = UserError(f"{name}: {message}" if name else message, where=where, remedy=remedy)
         if str(error) not in {str(e) for _, e in self.found}:
             self.found.append((line, error))
@@ -165,6 +184,16 @@ class Problems:
                 self.add_not_finite(inner, (*path, i))
         elif _infinite(value):
             self.add(path, f"must be a finite number, found {value}", "write a number")
+
+
+def _copy(places: dict[KeyPath, Place], new: KeyPath, source: KeyPath) -> None:
+    inner = {path[len(source) :]: place for path, place in places.items() if path[: len(source)] == source}
+    places.update({(*new, *rest): place for rest, place in inner.items()})
+
+
+def _move_items(places: dict[KeyPath, Place], path: KeyPath, before: list[int]) -> None:
+    old = {key[-1]: places.pop(key) for key in list(places) if len(key) == len(path) + 1 and key[:-1] == path}
+    places.update({(*path, i): old[was] for i, was in enumerate(before) if was in old})
 
 
 def _infinite(value: Any) -> bool:

@@ -4,12 +4,13 @@ Invariant: a stage starts when everything it needs is done and what it asks for 
 what needs it. Each running stage is one thread of the driver; this loop alone decides.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any
 
 from modeling.errors import UserError
 from orchestrator.graph import ready
+from orchestrator.sharing import distinct_needs
 from orchestrator.spec import Experiment, Stage
 
 POLL_S = 0.25
@@ -49,13 +50,14 @@ def run_all(
     start: Callable[[str], None],
     watch: Callable[[set[str]], Any],
     stopping: Callable[[], bool] = lambda: False,
+    shared: Mapping[str, str] | None = None,
 ) -> dict[str, BaseException]:
     """Run every stage that is not done. start(name) runs one to its end; watch(running) is called between; once
-    stopping() says so no other stage starts.
+    stopping() says so no other stage starts. shared: stages that others make (sharing.py); these are not started.
 
     Returns the errors by stage; empty where all are done. Raises UserError before anything starts.
     """
-    needs = experiment.needs
+    needs = distinct_needs(experiment.needs, shared or {})
     check_demand(experiment, [name for name in needs if name not in done], available)
     done = set(done)
     failed: dict[str, BaseException] = {}

@@ -9,7 +9,7 @@ names (sources, weights) may be absent. Mistakes are told as "file:line: what wa
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,16 +19,19 @@ from modeling import presets
 from modeling.errors import UserError
 from orchestrator import checks, overrides, yamlfile
 from orchestrator.address import KEYS_REMEDY, SECRET, check_endpoint, parse_s3
+from orchestrator.evaluations import check_evaluations, check_set
 from orchestrator.graph import find_cycle
 from orchestrator.problems import Problems, nearest, show, suggest
+from orchestrator.sweep import Sweep, expand
 from orchestrator.yamlfile import KeyPath
+from stages.evaluation import EvalSet
 from stages.kinds import KINDS, Kind
 from stages.params import DataParams, ModelParams, PrepareParams, StageParams, TrainParams
 
-TOP_KEYS = ("name", "storage", "seed", "model", "models", "data", "defaults", "stages")
+TOP_KEYS = ("name", "storage", "seed", "model", "models", "data", "eval", "sweep", "defaults", "stages")
 STORAGE_KEYS = ("url", "endpoint_url")
 # What `defaults:` may give to every training stage: all its settings but those that make it that stage.
-_OF_ONE_STAGE = ("needs", "model", "vision_from", "train", "steps", "epochs")
+_OF_ONE_STAGE = ("needs", "model", "vision_from", "language_from", "train", "steps", "epochs")
 DEFAULT_KEYS = tuple(key for key in TrainParams.model_fields if key not in _OF_ONE_STAGE)
 NAME = re.compile(r"[a-z0-9_-]+")
 
@@ -58,6 +61,8 @@ class Experiment:
     models: dict[str, ModelParams]
     data: dict[str, DataParams]
     stages: dict[str, Stage]
+    sets: dict[str, EvalSet] = field(default_factory=dict)
+    sweep: Sweep | None = None
 
     @property
     def needs(self) -> dict[str, tuple[str, ...]]:
@@ -67,8 +72,9 @@ class Experiment:
         """The model that a stage counts tokens for, trains, or takes from the stage before."""
         name = getattr(stage.params, "model", None)
         if name is None and not isinstance(stage.params, TrainParams | PrepareParams):
-            trained = [parent for parent in self.parents(stage) if parent.kind.trains]
-            return self.model_of(trained[0])
+            before = [p for p in self.parents(stage) if p.kind.base != "prepare" and p.name not in stage.params.lent]
+            if before:
+                return self.model_of(before[0])
         model = self.model if name is None else self.models[name]
         assert model is not None, "checks.check_models refuses a stage without one"
         return model
@@ -86,7 +92,10 @@ class _Reader:
     def __init__(self, path: Path, settings: Sequence[str]):
         self.path, self.folder = path, path.absolute().parent
         self.raw, marks = yamlfile.load(path)
-        self.problems = Problems(str(path), marks, overrides.apply(self.raw, marks, tuple(settings)))
+        templates, variants = overrides.split(self.raw, settings)
+        self.problems = Problems(str(path), marks, overrides.apply(self.raw, marks, templates))
+        self.sweep = expand(self.raw, self.problems)
+        self.problems.overrides.update(overrides.apply(self.raw, marks, variants))
 
     def read(self) -> Experiment:
         self.problems.add_not_finite(self.raw)
@@ -100,10 +109,12 @@ class _Reader:
         raw = self.group("model", required="" if models else "add 'model: {vision: ..., language: ...}'")
         model = self.model(("model",), raw) if raw else None
         data = self.data()
-        stages = self.stages(seed, list(models), bool(raw))
-        self.problems.stop()
+        sets = self.sets()
         known = {key: model for key, model in models.items() if model is not None}
-        return Experiment(name, self.path, storage, seed, model, known, data, stages)
+        stages = self.stages(seed, list(models), bool(raw))
+        stages = check_evaluations(stages, sets, known, model, self.problems)
+        self.problems.stop()
+        return Experiment(name, self.path, storage, seed, model, known, data, stages, sets, self.sweep)
 
     def resolve(self, path: str) -> str:
         """URLs as they are; anything else is relative to the file's folder."""
@@ -227,6 +238,12 @@ class _Reader:
                 out[name] = params.model_copy(update=update)
         return out
 
+    def sets(self) -> dict[str, EvalSet]:
+        found = {name: self.validate(EvalSet, raw, ("eval", name)) for name, raw in self.group("eval").items()}
+        return {
+            name: check_set(name, params, self.folder, self.problems) for name, params in found.items() if params
+        }
+
     def defaults(self) -> dict[str, Any]:
         raw = self.group("defaults")
         for key in raw:
@@ -239,7 +256,7 @@ class _Reader:
         raw = self.group("stages", required="add at least one stage")
         kinds: dict[str, str | None] = {}
         needs: dict[str, list[str]] = {}
-        lent: dict[str, str] = {}
+        lent: dict[str, set[str]] = {}
         stages: dict[str, Stage] = {}
         for name, value in raw.items():
             place = ("stages", name)
@@ -250,12 +267,16 @@ class _Reader:
                 self.problems.add(place, f"must be a mapping, found {show(value)}", "write 'kind:' and its settings")
                 continue
             kinds[name] = kind_name = self.kind(name, value)
-            listed, source = value.get("needs", []), value.get("vision_from")
+            listed = value.get("needs", [])
             if isinstance(listed, list) and all(isinstance(need, str) for need in listed):
-                if isinstance(source, str) and source in raw:
-                    lent[name] = source
-                    value = {**value, "needs": listed if source in listed else [*listed, source]}
-                needs[name] = value.get("needs", [])
+                named = [source for source in _lenders(value) if isinstance(source, str) and source in raw]
+                lent[name] = set(named)
+                for i, need in enumerate(listed):
+                    if kind_name == "evaluate" and need in named:
+                        remedy = "leave its 'model' out, so that each checkpoint scores its own samples"
+                        self.problems.add((*place, "needs", i), f"'{need}' is asked here, and re-ranks", remedy)
+                value = {**value, "needs": [*listed, *(source for source in named if source not in listed)]}
+                needs[name] = value["needs"]
             if kind_name is None:
                 continue
             kind = KINDS[kind_name]
@@ -299,6 +320,13 @@ class _Reader:
             self.problems.add(("stages", name, "train"), f"this kind trains [{', '.join(modules)}]",
                               "leave 'train' out, or write 'kind: train' for another choice")  # fmt: skip
         return params
+
+
+def _lenders(raw: dict[str, Any]) -> list[Any]:
+    """Stages that a stage, as it is written, takes a part of: they are among its needs without being listed there."""
+    rerank = raw.get("rerank")
+    scorers = [its.get("model") for its in rerank.values() if isinstance(its, dict)] if isinstance(rerank, dict) else []
+    return list(dict.fromkeys([*(raw.get(field) for field in checks.LENDERS), *scorers]))
 
 
 def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from orchestrator.checkpoints import Checkpoints, sha256_of, token_name, verifie
 from orchestrator.control import stacks_key
 from orchestrator.courier import Courier, Notice
 from orchestrator.errors import ErrorClass, Preempted
-from orchestrator.folders import StoreFolder
+from orchestrator.folders import StoredResult, StoreFolder
 from orchestrator.ledger import Ledger, state
 from orchestrator.pacing import Pacer, failure_interval
 from orchestrator.progress import Recorder, read_metrics
@@ -63,6 +63,7 @@ class Task:
     keep: int = 3  # checkpoints
     workers: int = 1
     followers: int = 0  # workers of the training stage that can start after this one; 0 where there is none
+    sets: dict[str, Any] = field(default_factory=dict)
 
 
 class StoreIO:
@@ -82,7 +83,8 @@ class StoreIO:
     ):
         self.task, self.rank, self.world = task, rank, world
         self.stage, self.fingerprint = task.stage, task.fingerprint
-        self.params, self.model, self.sources = task.params, task.model, task.sources
+        self.params, self.model = task.params, task.model
+        self.sources, self.sets = task.sources, task.sets
         self.store = open_store(task.storage)
         self.scratch = make_scratch(task.stage)
         kind = KINDS[task.kind]
@@ -94,8 +96,9 @@ class StoreIO:
         for parent in task.parents:
             self._held.append(held_result(self.store, parent.folder, lambda name: fnmatch(name, pattern)))
             self.inputs[parent.name] = Input(
-                parent.name, parent.kind, parent.fingerprint, self._held[-1].folder, parent.params
-            )
+                parent.name, parent.kind, parent.fingerprint, self._held[-1].folder, parent.params,
+                StoredResult(task.storage, parent.folder),
+            )  # fmt: skip
         # a training stage's plan is made by the driver, under a log of its own
         log_name = token_name(task.token) + ("-0plan" if mapper and self._trains else "")
         self._recorder = Recorder(self.store, task.prefix, task.token, log_name)

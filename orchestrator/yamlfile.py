@@ -90,6 +90,8 @@ def _compose(text: str, name: str) -> Any:
         remedy = (
             "indent with spaces, not tabs" if "\\t" in message else "check the indentation, quotes and brackets here"
         )
+        if "${" in "".join(text.splitlines()[line - 1 : line]):
+            remedy = "put a reference inside { } or [ ] in quotes"
         if error.context:
             message = f"{message} ({error.context})"
         raise UserError(message, where=f"{name}:{line}", remedy=remedy) from None

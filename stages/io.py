@@ -7,6 +7,7 @@ save and when to stop, and only it can make a result count (design.md, "The ledg
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -31,13 +32,21 @@ class ResumePoint:
 
 @dataclass(frozen=True)
 class Input:
-    """The finished result of a parent stage: its name, kind, parameters and local files."""
+    """The finished result of a parent stage: its name, kind, parameters and local files.
+
+    lend: gives its folder in another process, on whatever machine; it crosses process borders.
+    """
 
     name: str
     kind: str
     fingerprint: str
     folder: Path
     params: dict[str, Any] = field(default_factory=dict)
+    lend: Callable[[], Path] | None = None
+
+    @property
+    def lent(self) -> Callable[[], Path]:
+        return self.lend or partial(Path, self.folder)
 
 
 class Folder(Protocol):
@@ -83,6 +92,7 @@ class StageIO(Protocol):
     params: Any  # the kind's parameter model (stages/params.py)
     model: Any  # the experiment's ModelParams
     sources: dict[str, Any]  # the experiment's `data:` (DataParams by name)
+    sets: dict[str, Any]  # the experiment's `eval:` (EvalSet by name)
     inputs: dict[str, Input]  # parents by stage name
     rank: int
     world: int

@@ -11,7 +11,7 @@ from importlib import import_module
 from typing import Any
 
 from stages.io import StageIO
-from stages.params import EvaluateParams, ExportParams, PrepareParams, StageParams, TrainParams
+from stages.params import EvaluateParams, ExportParams, PrepareParams, ScalingParams, StageParams, TrainParams
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,8 @@ class Kind:
     before_reads: str = "*"  # the files of its parents' results that `before` needs
     parents: dict[str, tuple[int, int]] = field(default_factory=dict)  # base kind -> (least, most) parents
     defaults: dict[str, Any] = field(default_factory=dict)
+    ordered: bool = False  # whether the order of its parents is part of what it is
+    collects: bool = False  # needs every variant of the swept stages that it names (orchestrator/sweep.py)
 
     def run(self, io: StageIO) -> None:
         _load(self.function)(io)
@@ -47,6 +49,8 @@ def _train(*modules: str) -> Kind:
     )  # fmt: skip
 
 
+MANY = 10_000
+
 KINDS: dict[str, Kind] = {
     "prepare": Kind("prepare", 2, PrepareParams, "stages.prepare.run:prepare"),
     "train": _train(),
@@ -55,7 +59,13 @@ KINDS: dict[str, Kind] = {
     "vit_incremental": _train("vit", "mlp"),
     "full_finetune": _train("vit", "mlp", "language"),
     "evaluate": Kind(
-        "evaluate", 1, EvaluateParams, "stages.evaluate.run:evaluate", parents={"prepare": (1, 1), "train": (1, 1)}
+        "evaluate", 2, EvaluateParams, "stages.evaluate.run:evaluate", parents={"prepare": (0, 1), "train": (0, 8)},
+        ordered=True,
+    ),  # fmt: skip
+    "scaling": Kind(
+        "scaling", 1, ScalingParams, "stages.scaling:scaling", parents={"evaluate": (1, MANY)}, collects=True
     ),
-    "export": Kind("export", 1, ExportParams, "stages.export:export", parents={"train": (1, 1)}),
+    "export": Kind(
+        "export", 2, ExportParams, "stages.export:export", parents={"train": (1, 1), "evaluate": (0, MANY)}
+    ),  # fmt: skip
 }

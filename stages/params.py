@@ -11,8 +11,9 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from modeling.zero import zero_stage
-from stages.base import Params, Run
+from stages.base import Late, Params, Run
 from stages.curation import Curation
+from stages.evaluation import Answers, Ensemble, Prompt, Reranker, Sampling
 
 Module = Literal["vit", "mlp", "language"]
 
@@ -102,6 +103,11 @@ class StageParams(Params):
     needs: Annotated[tuple[str, ...], Run] = ()
     resources: Annotated[Resources, Run] = Resources()
 
+    @property
+    def lent(self) -> dict[str, str]:
+        """Stages of which it takes a part only, and what they are to it. They are among its `needs`."""
+        return {}
+
 
 class PrepareParams(StageParams):
     model: Annotated[str | None, Run] = Field(
@@ -137,7 +143,15 @@ class TrainParams(StageParams):
         default=None,
         description="a training stage, of any model, whose vision encoder the first stage of this one starts with",
     )
+    language_from: Annotated[str | None, Run] = Field(
+        default=None,
+        description="a training stage whose language model the first stage of this model starts with: what was learned "
+        "of text alone serves every vision encoder",
+    )
     train: tuple[Module, ...] = Field(min_length=1)
+    fraction: Annotated[float, Late] = Field(
+        default=1.0, gt=0, le=1, description="of the samples of each dataset; a smaller one lies within a larger one"
+    )
     lr: float = Field(gt=0)
     global_batch: int = Field(gt=0, description="packs per optimizer step, whatever the number of workers")
     steps: int | None = Field(default=None, gt=0, description="where the stage stops; exclusive with epochs")
@@ -177,6 +191,11 @@ class TrainParams(StageParams):
     checkpoint: Annotated[CheckpointParams, Run] = CheckpointParams()
 
     @property
+    def lent(self) -> dict[str, str]:
+        parts = {"vision": self.vision_from, "language": self.language_from}
+        return {source: part for part, source in parts.items() if source is not None}
+
+    @property
     def fused(self) -> bool:
         """Whether `compile` takes effect on the GPUs it asks for."""
         return self.compile and bool(self.resources.gpus) and zero_stage(self.deepspeed) != 3
@@ -190,9 +209,68 @@ class TrainParams(StageParams):
 
 
 class EvaluateParams(StageParams):
+    """`kind: evaluate` — prepared data (`needs:`), evaluation sets (`sets:`), or both, asked of trained stages or of a
+    whole `model:`; where several stages are needed, their samples are voted on together too."""
+
+    model: Annotated[str | None, Run] = Field(
+        default=None, description="a name under `models:` with a `folder:`, where no training stage is needed"
+    )
+    sets: Annotated[tuple[str, ...], Run] = Field(default=(), description="names under `eval:`")
+    answers: dict[str, Answers] = Field(
+        default_factory=dict, description="how answers to a task of prepared data are read; others: as text, exact"
+    )
     limit: int | None = Field(default=None, gt=0, description="questions per task; None: all")
-    max_new_tokens: int = Field(default=16, gt=0)
+    prompts: dict[str, Prompt] = Field(
+        default_factory=lambda: {"direct": Prompt()}, min_length=1,
+        description="each question is asked with each of these, greedily",
+    )  # fmt: skip
+    max_new_tokens: int = Field(default=16, gt=0, description="of the prompt `direct`")
+    sampling: Sampling | None = Field(default=None, description="None: greedy answers only")
+    rerank: dict[str, Reranker] = Field(
+        default_factory=dict, description="scores of samples, by a name of yours; likelihood and certainty are free"
+    )
+    ensemble: Ensemble = Ensemble()
+    fallback: Literal["none", "random"] = Field(
+        default="none", description="random: an unreadable choice is drawn, as the parsers of old benchmarks do"
+    )
+    fallback_seed: int = Field(default=0, ge=0)
+    loss: bool = Field(default=True, description="of the references of prepared data, in nats per token")
+    engine: Literal["transformers", "vllm"] = "transformers"
     batch: Annotated[int, Field(gt=0), Run] = 64
+
+    @property
+    def lent(self) -> dict[str, str]:
+        return {its.model: "scorer" for its in self.rerank.values() if its.model}
+
+    @model_validator(mode="after")
+    def _prompts_named(self) -> "EvaluateParams":
+        for name in self.sampling.prompts if self.sampling else ():
+            if name not in self.prompts:
+                raise ValueError(f"sampling.prompts names '{name}', and there are {', '.join(self.prompts)}")
+        return self
+
+
+class Holdout(Params):
+    """Points that the fit does not see, and that it has to predict: at most a quarter of all."""
+
+    largest: bool = Field(default=True, description="the point with the largest models and the most data")
+    random: int = Field(default=3, ge=0, description="others, drawn by the seed")
+
+
+class ScalingParams(StageParams):
+    """`kind: scaling` — a law over the evaluations it needs (stages/scaling.py)."""
+
+    task: str = Field(default="all", description="whose loss is fitted")
+    prompt: str | None = Field(default=None, description="whose accuracies are listed; None: the first one")
+    data: Literal["samples", "tokens"] = Field(
+        default="samples", description="what D counts: different samples that were trained on, or tokens seen"
+    )
+    holdout: Holdout = Holdout()
+    huber_delta: float = Field(default=1e-3, gt=0, description="of the loss on residuals of log L (Hoffmann et al.)")
+    starts: int = Field(default=64, gt=0, description="from which the fit is tried")
+    refits: int = Field(default=200, ge=20, description="bootstrap samples behind a band")
+    band: float = Field(default=0.95, gt=0, lt=1, description="share of outcomes that a band is to hold")
+    seed: int = Field(default=0, ge=0)
 
 
 class ExportParams(StageParams):

@@ -17,15 +17,15 @@ from modeling.frames import FrameChoices, occurrence_lengths
 from modeling.loss import Reduction, Unit, total_weights
 from modeling.presets import resolve
 from modeling.shards import ShardReader
+from stages.fraction import chosen
 from stages.io import Input, StageIO
 
 PLAN = "plan.npz"
 
 
 def parent(io: StageIO, kind: str) -> Input | None:
-    """The one parent of a base kind, or None. The stage that only gives its vision encoder is none."""
-    lent = getattr(io.params, "vision_from", None)
-    return next((item for item in io.inputs.values() if item.kind == kind and item.name != lent), None)
+    """The one parent of a base kind, or None. A stage that only gives a part of its model is none."""
+    return next((item for item in io.inputs.values() if item.kind == kind and item.name not in io.params.lent), None)
 
 
 def data_parent(io: StageIO) -> Input:
@@ -50,11 +50,15 @@ def plan_packs(io: StageIO) -> None:
             where=f"stages.{io.stage}.packing",
             remedy=f"raise packing, or lower max_tokens or max_tiles_per_sample of stage {data.name}",
         )
+    dataset, names = index["dataset"].codes()
+    repeats = np.asarray(index["repeat"], dtype=np.float64)
+    if params.fraction < 1:
+        repeats = np.where(chosen(index["id"], dataset, names, params.fraction), repeats, 0.0)
     plan = plan_steps(
-        tokens, tiles, np.asarray(index["repeat"], dtype=np.float64),
+        tokens, tiles, repeats,
         max_tokens=budget.max_tokens, max_tiles=budget.max_tiles, global_batch=params.global_batch,
         seed=params.seed, policy=budget.policy, repeat=data.params["repeat"], steps=params.steps, epochs=params.epochs,
-        costs=partial(costs, tokens_per_tile=resolve(io.model).tokens_per_tile), groups=index["dataset"].codes()[0],
+        costs=partial(costs, tokens_per_tile=resolve(io.model).tokens_per_tile), groups=dataset,
         choices=choices,
     )  # fmt: skip
     path = io.scratch / PLAN
@@ -96,6 +100,11 @@ class Lengths:
     def of_pack(self, plan: StepPlan, pack: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(tokens, tiles) of each occurrence in a pack."""
         return occurrence_lengths(self.tokens, self.tiles, self.choices, plan.sample[pack], plan.frames_of(pack))
+
+    def seen(self, plan: StepPlan) -> dict[str, int]:
+        """What the whole plan trains on: different samples, and tokens of all their occurrences."""
+        rows = plan.packs.values
+        return {"samples": len(np.unique(plan.sample[rows])), "tokens": int(self.of_pack(plan, rows)[0].sum())}
 
     def costs(self, plan: StepPlan, packs: Sequence[np.ndarray]) -> list[float]:
         """The relative cost of each pack."""

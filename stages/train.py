@@ -6,6 +6,7 @@ step whose loss or gradient is not finite changes no weight on any rank, and its
 fresh optimizer, as the official recipe does (recipe: arXiv 2412.05271 §3.2, Table 3).
 """
 
+import json
 import math
 import os
 import time
@@ -24,7 +25,7 @@ from modeling.epochs import StepPlan
 from modeling.errors import CheckpointError, DataError
 from modeling.estimate import measure, peak_flops, step_flops
 from modeling.freeze import freeze_table, set_trainable
-from modeling.internvl import TrainingLoss, build_model, load_model, save_model, start_from, take_vision
+from modeling.internvl import TrainingLoss, build_model, load_model, save_model, start_from, take_language, take_vision
 from modeling.loading import Rows, warm_up
 from modeling.packing import balance
 from modeling.presets import resolve
@@ -37,6 +38,8 @@ from stages.plan_packs import PLAN, Lengths, data_parent, parent, step_weight
 from stages.recompute import checkpointed
 from stages.saving import Saver
 from stages.watchdog import Watchdog
+
+TRAINED = "trained.json"  # beside the weights: `Trainer.about`
 
 
 class Trainer:
@@ -59,6 +62,8 @@ class Trainer:
                 self.model = build_model(resolved, self.tokenizer, params.seed)
             if params.vision_from:
                 take_vision(self.model, io.inputs[params.vision_from].folder)
+            if params.language_from:
+                take_language(self.model, self.tokenizer, io.inputs[params.language_from].folder)
         set_trainable(self.model, params.train)
         if io.rank == 0:
             for line in freeze_table(self.model).splitlines():
@@ -291,9 +296,18 @@ class Trainer:
         if self.io.rank == 0:
             folder = Path(self.io.scratch) / "model"
             save_model(self.model, self.tokenizer, folder, self.tile_size, state)
+            about = self.about(steps)
+            (folder / TRAINED).write_text(json.dumps(about, indent=1))
             summary = {"steps": steps, "loss": finite(loss), "world": self.io.world, "zero": self.engine.zero}
-            self.io.complete(folder, summary, self.train_s)
+            self.io.complete(folder, summary | about, self.train_s)
         dist.barrier()
+
+    def about(self, steps: int) -> dict[str, Any]:
+        """What a scaling study has to know of the result: what this stage trained on, and parameters by module."""
+        counts = self.sizes.parameters
+        parameters = {"vision": counts["vit"], "mlp": counts["mlp"], "language": counts["language"]}
+        seen = self.lengths.seen(self.plan)
+        return {**seen, "steps": steps, "fraction": self.params.fraction, "parameters": parameters}
 
 
 def finite(value: float | None) -> float | None:

@@ -2,7 +2,7 @@
 
 import argparse
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,13 @@ from orchestrator.accounts import account
 from orchestrator.cli.run import UNKNOWN
 from orchestrator.cli.watch import console_for_output, duration
 from orchestrator.control import ask_to_stop
-from orchestrator.ledger import Ledger, StageState
+from orchestrator.ledger import Ledger
 from orchestrator.ledger import state as fold
-from orchestrator.liveness import alive
 from orchestrator.plan import plan_experiment, read_mappings, stage_prefix
 from orchestrator.probe import reach
 from orchestrator.progress import read_logs, read_progress
+from orchestrator.report.read import word
+from orchestrator.sharing import told
 from orchestrator.spec import Experiment, load_spec
 from orchestrator.store import Store, open_store
 
@@ -42,15 +43,17 @@ def plan(options: argparse.Namespace) -> int:
     _, plans = plan_experiment(experiment, store)
     table = Table(box=None, pad_edge=False)
     for title in ("stage", "kind", "needs", "action", "fingerprint", "why"):
-        table.add_column(title, no_wrap=title != "why", overflow="fold")
+        table.add_column(title, no_wrap=title not in ("needs", "why"), overflow="fold")
     for item in plans:
         stage = experiment.stages[item.name]
         action = item.action if item.action not in UNKNOWN else "unknown"
         table.add_row(
-            item.name, stage.kind_name, ", ".join(stage.params.needs), action,
+            item.name, stage.kind_name, _listed(stage.params.needs), action,
             (item.fingerprint or "")[:16], item.reason,
         )  # fmt: skip
     console.print(table)
+    for line in told(experiment.sweep, plans) if experiment.sweep else ():
+        console.print(line)
     from orchestrator.cli.mixtures import show_mixtures
     from orchestrator.cli.sizes import shared_vision, show_sizes  # builds the models, on torch's meta device
 
@@ -62,6 +65,11 @@ def plan(options: argparse.Namespace) -> int:
     if note:
         console.print(note)
     return 0
+
+
+def _listed(names: Sequence[str], most: int = 4) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def status(options: argparse.Namespace) -> int:
@@ -82,13 +90,13 @@ def status(options: argparse.Namespace) -> int:
         state, note, sums = fold(entries), read_progress(store, prefix) or {}, account(entries)
         loss = note.get("row", {}).get("loss")
         failure = state.failures[-1] if state.failures else None
-        word = _status_word(state)
-        goodput = sums.goodput(time.time() if word in ("claimed", "running") else None)
+        status = word(state)
+        goodput = sums.goodput(time.time() if status in ("claimed", "running") else None)
         if stage.kind.trains:
             accounts.append(sums)
         causes = ", ".join(f"{count} {cause}" for cause, count in sums.causes.items())
         table.add_row(
-            name, stage.kind_name, word,
+            name, stage.kind_name, status,
             f"{note['step']:,}/{note['total']:,}" if note else "",
             f"{loss:.4f}" if loss is not None else "",
             f"{state.checkpoints[0].step:,}" if state.checkpoints else "",
@@ -107,13 +115,6 @@ def status(options: argparse.Namespace) -> int:
             f"each stage was first claimed), {sum(sums.steps_lost for sums in accounts)} steps lost"
         )
     return 0
-
-
-def _status_word(state: StageState) -> str:
-    """The ledger's word, and 'interrupted' where the driver that was running the stage is known to be gone."""
-    if state.status in ("claimed", "running") and state.owner is not None and alive(state.owner) is False:
-        return "interrupted"
-    return state.status
 
 
 def _recorded(experiment: Experiment, store: Store, name: str) -> str:
@@ -138,7 +139,7 @@ def preempt(options: argparse.Namespace) -> int:
             continue
         prefix = stage_prefix(stage.kind.base, known[name]["fingerprint"])
         state = Ledger(store, prefix).state()
-        if _status_word(state) == "running":
+        if word(state) == "running":
             ask_to_stop(store, prefix, state.token, options.deadline, "preempted by stageline preempt")
             told.append(name)
     if not told:

@@ -7,7 +7,10 @@ import traceback
 
 from modeling.errors import UserError
 from orchestrator.cli import commands, weights
+from orchestrator.cli import eval as eval_verb
+from orchestrator.cli.demo import demo
 from orchestrator.cli.gc import gc
+from orchestrator.cli.report import report
 from orchestrator.cli.run import run
 from orchestrator.errors import StorageTransient
 
@@ -38,6 +41,10 @@ def parser() -> argparse.ArgumentParser:
     sub = verb("logs", commands.logs, "what the attempts of a stage said")
     sub.add_argument("stage")
     sub.add_argument("overrides", nargs="*", help=overrides)
+    text = "one HTML file with all that storage knows: graph, curves, attempts, evaluations, scaling"
+    sub = verb("report", report, text)
+    sub.add_argument("overrides", nargs="*", help=overrides)
+    sub.add_argument("--output", default="report.html", metavar="FILE", help="where to write it (default report.html)")
     text = "a notice of preemption to what runs: it saves, trains on, saves last, stops, and is started again"
     sub = verb("preempt", commands.preempt, text)
     sub.add_argument("--deadline", type=float, default=30.0, metavar="SECONDS", help="until the end (default 30)")
@@ -55,6 +62,20 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--frames", type=int, metavar="N", help=text)
     sub.add_argument("--max-tiles", type=int, default=12, help="tiles for all pictures together (default 12)")
     sub.add_argument("--max-new-tokens", type=int, default=64)
+
+    text = "an exported model on evaluation sets: direct, step by step, and with votes of many samples"
+    sub = verbs.add_parser("eval", help=text, description=text)
+    eval_verb.arguments(sub)
+    sub.set_defaults(function=eval_verb.evaluate)
+
+    text = "a page on this machine that asks a trained stage or a model folder: pictures, samples and their vote"
+    sub = verbs.add_parser("demo", help=text, description=text)
+    sub.add_argument("source", help="an experiment's YAML file, or a model folder in Hugging Face layout")
+    sub.add_argument("stage", nargs="?", help="of the experiment: a trained one, or an export")
+    sub.add_argument("--host", default="127.0.0.1", help="the address to serve (default 127.0.0.1: this machine alone)")
+    sub.add_argument("--port", type=int, default=7860, help="default 7860")
+    sub.add_argument("--max-tiles", type=int, default=12, help="tiles for all pictures together (default 12)")
+    sub.set_defaults(function=demo)
 
     def folders(name: str, function, text: str) -> argparse.ArgumentParser:
         sub = verbs.add_parser(name, help=text, description=text)

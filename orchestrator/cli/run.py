@@ -20,10 +20,12 @@ from orchestrator.address import redact
 from orchestrator.cli.watch import Watch, console_for_output, duration
 from orchestrator.fingerprint import Identity
 from orchestrator.ledger import Ledger
-from orchestrator.plan import StagePlan, plan_experiment
+from orchestrator.plan import StagePlan, plan_experiment, read_mappings, record_mapping
 from orchestrator.probe import probe, reach
+from orchestrator.sharing import distinct_needs, shared_with
 from orchestrator.spec import Experiment, load_spec
 from orchestrator.store import Store, open_store
+from stages.evaluate import figures
 
 UNKNOWN = ("unknown", "blocked")
 LEAVE_S = 600.0  # after which a stage that has not stopped is left behind; a second signal leaves at once
@@ -45,6 +47,12 @@ def run(options: argparse.Namespace) -> int:
     console = console_for_output()
     by_name = {item.name: item for item in plans}
     done = {item.name for item in plans if item.action == "reuse"}
+    known = read_mappings(store, experiment.name)
+    for item in plans:  # what others made, or make, is this name's too
+        if item.action in ("reuse", "share") and known.get(item.name, {}).get("fingerprint") != item.fingerprint:
+            identity, digest = identities[item.name], item.fingerprint
+            assert identity is not None and digest is not None, "unknown stages are refused above"
+            record_mapping(store, experiment.name, item.name, identity, digest)
     for item in plans:
         console.print(f"{item.name}: {item.action}" + (f" ({item.reason})" if item.reason else ""))
     failed: dict[str, BaseException] = {}
@@ -53,7 +61,9 @@ def run(options: argparse.Namespace) -> int:
         failed = _run_rest(options, experiment, store, identities, by_name, done, console)
     if failed:
         return _tell_failures(experiment, failed, by_name)
-    console.print(f"all {len(plans)} stages done, {len(done)} of them reused, in {duration(time.monotonic() - began)}")
+    shared, took = sum(item.action == "share" for item in plans), duration(time.monotonic() - began)
+    others = f", {shared} shared" if shared else ""
+    console.print(f"all {len(plans)} stages done, {len(done)} of them reused{others}, in {took}")
     _results(options, experiment, store, by_name, console)
     return 0
 
@@ -119,7 +129,7 @@ def _run_rest(
 
         with watch:
             running.set()
-            failed = run_all(experiment, done, available, start, look, stop.is_set)
+            failed = run_all(experiment, done, available, start, look, stop.is_set, shared_with(by_name.values()))
         if not stop.is_set():
             return failed
         others = {name: error for name, error in failed.items() if not _stopped(error)}
@@ -163,39 +173,35 @@ def _tell_failures(experiment: Experiment, failed: dict[str, BaseException], by_
             print(f"stageline: stage {name} failed: {kind}: {one_line(cause, kind)}{reason} → {logs}", file=sys.stderr)
             if kind is ErrorClass.bug:
                 traceback.print_exception(cause)
-    for name, culprit in blocked_by(experiment.needs, failed).items():
+    shared = shared_with(by_name.values())
+    for name, maker in shared.items():
+        if maker in failed:
+            print(f"stageline: stage {name} is the same one as {maker}", file=sys.stderr)
+    for name, culprit in blocked_by(distinct_needs(experiment.needs, shared), failed).items():
         print(f"stageline: stage {name} did not start, it needs {culprit}", file=sys.stderr)
     return code
 
 
 def _results(options, experiment: Experiment, store: Store, by_name: dict[str, StagePlan], console: Console) -> None:
-    """The held-out table over the evaluated stages, where the export lies, and the next command to try."""
-    scores, exported = {}, []
+    """The tables of the evaluated stages, where the export lies, and the next command to try."""
+    rows: list[tuple[str, str, dict]] = []
+    trained, exported = [], []
     for name, item in by_name.items():
         completed = Ledger(store, item.prefix).state().completed
         if completed is None:
             continue
         if item.kind == "evaluate":
-            scores[completed["summary"]["stage"]] = completed["summary"]["scores"]
+            summary = completed["summary"]
+            trained.append(summary["stage"])
+            rows += [(summary["stage"], form, scores) for form, scores in summary["tables"].items()]
         if item.kind == "export":
             exported.append((name, completed["manifest"]["folder"]))
-    if scores:
-        tasks = sorted({task for row in scores.values() for task in row})
-        table = Table(title="Held-out accuracy, exact match [95 % interval]", title_justify="left", box=None)
-        table.add_column("after stage")
-        for task in tasks:
-            n = next(row[task]["n"] for row in scores.values() if task in row)
-            table.add_column(f"{task} (n={n})", justify="right")
-        for stage, row in scores.items():
-            cells = [
-                f"{s['accuracy']:.3f} [{s['low']:.3f}, {s['high']:.3f}]" if (s := row.get(t)) else "" for t in tasks
-            ]
-            table.add_row(stage, *cells)
-        console.print(table)
+    if rows:
+        console.print(_table(rows))
     for name, folder in exported:
         local = store.local_path(folder)
         console.print(f"{name}: {os.path.relpath(local) if local else f'{redact(store.url)}/{folder}'}")
-    trained = [name for name in scores if name in by_name]
+    trained = [name for name in trained if name in by_name]
     example = _example_question(experiment) if trained else None
     if example:
         images, question = example
@@ -204,13 +210,36 @@ def _results(options, experiment: Experiment, store: Store, by_name: dict[str, S
         console.print(f"next: {command}", soft_wrap=True, markup=False)
 
 
+def _table(rows: list[tuple[str, str, dict]]) -> Table:
+    """A row for each evaluated stage and form of the questions, a column for each task."""
+    tasks = sorted({task for _, _, scores in rows for task in scores})
+    forms = {form for _, form, _ in rows}
+    table = Table(title="Accuracy [95 % interval]", title_justify="left", box=None)
+    table.add_column("after stage")
+    if len(forms) > 1:
+        table.add_column("asked")
+    for task in tasks:
+        n = next(scores[task]["n"] for _, _, scores in rows if task in scores)
+        table.add_column(f"{task} (n={n})", justify="right")
+    for stage, form, scores in rows:
+        cells = [figures.with_interval(scores[task]) if task in scores else "" for task in tasks]
+        table.add_row(stage, *([form] if len(forms) > 1 else []), *cells)
+    return table
+
+
 def _example_question(experiment: Experiment) -> tuple[list[Path], str] | None:
     """Pictures and question of the first multi-tile sample of the last evaluated mixture."""
     from modeling.meta import read_meta
     from modeling.sources import Sample, read_samples
 
-    stage = [s for s in experiment.stages.values() if s.kind.base == "evaluate"][-1]
-    data = next(p for p in experiment.parents(stage) if p.kind.base == "prepare").params.data
+    prepared = [
+        parent.params.data
+        for stage in experiment.stages.values() if stage.kind.base == "evaluate"
+        for parent in experiment.parents(stage) if parent.kind.base == "prepare"
+    ]  # fmt: skip
+    if not prepared:
+        return None
+    data = prepared[-1]
     datasets = sorted(read_meta(experiment.data[data].meta), key=lambda d: -(d.max_tiles or 0))
     for dataset in datasets:
         if not dataset.file.endswith(".jsonl"):

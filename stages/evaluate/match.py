@@ -7,6 +7,11 @@ Invariants: pure; None equals nothing; of several references the best counts; ev
 - relaxed: within 5 % of the reference (ChartQA, arXiv 2203.10244 §5.1). Percent is as written: "50%" is 50, or .5.
   The official evaluate_vqa.py reads "50%" as 0.5 and accuracy_reward.py as 50; here it is whatever fits.
   `exactly` holds years (as accuracy_reward.py does with 20xx) or all integers to the figure.
+- vqa: of ten references, which are annotators' answers, the accuracy of VQA (arXiv 1505.00468 §3: min(matches / 3, 1),
+  averaged over each nine of them); of fewer, any that is equal.
+- number: equal as numbers, rounded to the fewer decimals of the two, but never to fewer than two: MMMU's
+  `normalize_str` rounds all to two.
+- iou: a box of IoU .5 or more (boxes.py).
 - ANLS (arXiv 1907.00490 §4): 1 - normalised Levenshtein distance where that is under .5 of the longer text, else 0.
   (accuracy_reward.py adds the distance itself, so that there the most different text scores best.)
 """
@@ -17,11 +22,14 @@ from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import Literal
 
-from stages.evaluate import numerals
+from stages.evaluate import boxes, numerals
 from stages.evaluate.extract import Kind
 from stages.evaluate.spans import compatible, plain
 
 Exactly = Literal["nothing", "years", "integers"]
+
+ANNOTATORS = 10
+DECIMALS = 12  # more than any answer has
 
 _PUNCTUATION = re.compile(r"(?<=\d)[.,:/](?=\d)|([^\w\s%°$€£¥+\-]|_)|(?<!\w)-(?!\d)")
 _ARTICLES = re.compile(r"\b(?:an?|the)\b")
@@ -46,6 +54,20 @@ def exact(answer: str | None, references: Sequence[str], *, vqa: bool = False) -
         return False
     key = normalise(answer, vqa)
     return any(key == normalise(text, vqa) if key else answer.strip() == text.strip() for text in references)
+
+
+def vqa(answer: str | None, references: Sequence[str]) -> float:
+    """Equal to a reference; to one of ten annotators .3, to two .6, to three .9, to more 1."""
+    if len(references) != ANNOTATORS:
+        return float(exact(answer, references, vqa=True))
+    same = sum(exact(answer, [text], vqa=True) for text in references)
+    others = ANNOTATORS - same
+    return (same * min(1.0, (same - 1) / 3) + others * min(1.0, same / 3)) / ANNOTATORS
+
+
+def number(answer: str | None, references: Sequence[str]) -> bool:
+    """Whether the answer is a reference's number; where either is no number, `exact`. Percent is as written."""
+    return answer is not None and any(_same_number(answer, text) for text in references)
 
 
 def relaxed(
@@ -96,11 +118,13 @@ def vote_key(answer: str, kind: Kind) -> str:
 
 METRICS: dict[str, Callable[[str | None, Sequence[str]], float]] = {
     "exact": lambda answer, references: float(exact(answer, references)),
-    "vqa": lambda answer, references: float(exact(answer, references, vqa=True)),
+    "vqa": vqa,
+    "number": lambda answer, references: float(number(answer, references)),
     "relaxed": lambda answer, references: float(relaxed(answer, references)),
     "anls": anls,
     "choice": lambda answer, references: float(choice(answer, references)),
     "yes_no": lambda answer, references: float(yes_no(answer, references)),
+    "iou": lambda answer, references: float(boxes.iou(answer, references) >= boxes.RIGHT),
 }
 
 
@@ -116,6 +140,19 @@ def distance(one: str, other: str) -> int:
 
 def _value(text: str) -> Fraction | None:
     return numerals.value(plain(compatible(text)).rstrip(". "))
+
+
+def _same_number(answer: str, reference: str) -> bool:
+    given, wanted = _value(answer), _value(reference)
+    if given is None or wanted is None:
+        return exact(answer, [reference])
+    places = max(2, min(_decimals(given), _decimals(wanted)))
+    return round(given, places) == round(wanted, places)
+
+
+def _decimals(figure: Fraction) -> int:
+    """How many a number is written with; those of 1/3 have no end."""
+    return next((d for d in range(DECIMALS) if (figure * 10**d).denominator == 1), DECIMALS)
 
 
 def _near(answer: str, reference: str, tolerance: Fraction, exactly: Exactly) -> bool:

@@ -1,143 +1,136 @@
-"""Evaluate a trained stage on a prepared split: greedy answers, exact match, per task with 95 % intervals.
+"""`evaluate`: every question of a prepared split and of evaluation sets, in every form, greedily and from a pool of
+samples; tables, test-time curves and paired comparisons of what came out.
 
-Every question of the split is asked; an answer that is not the reference to the letter is wrong. The answers are
-stored, so that anyone can count again. Result: predictions.jsonl and scores.json.
+Invariants: every question is asked; an answer that cannot be read is wrong; all methods are counted on one pool of
+generations, which is kept (generations.py). The result: evaluation.json (what `report` shows), scores.json (the first
+prompt's accuracy by task), predictions.jsonl (greedy answers) and samples.jsonl (the pools), so that anyone can count
+again.
 """
 
-import json
-import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from modeling.tiles import Tie
+from modeling.digests import weights_digest
+from stages.evaluate import results
+from stages.evaluate.generations import Model, Part
+from stages.evaluate.questions import Asked, all_asked, checkpoints, longest
+from stages.evaluate.work import Work, part_rows
 from stages.io import StageIO
-from stages.plan_packs import data_parent, parent
+from stages.params import EvaluateParams
 
-Z = 1.959964  # two-sided 95 %
-MAX_TILES = 512  # asked at once, where a question alone has no more: 1.2 GB of pixels at 448×448
-
-
-def wilson(right: int, n: int) -> tuple[float, float]:
-    """The Wilson score interval of a share (E. B. Wilson, 1927): honest near 0 and 1, unlike the normal one."""
-    if n == 0:
-        return 0.0, 1.0
-    p, z2 = right / n, Z * Z
-    middle, half = p + z2 / (2 * n), Z * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
-    return (middle - half) / (1 + z2 / n), (middle + half) / (1 + z2 / n)
+FREE = ("likelihood", "certainty")
 
 
-@dataclass(frozen=True)
-class Part:
-    """Rows of one task for one process."""
+@dataclass
+class Answers:
+    """Of one checkpoint to one form of the questions. greedy: (Q, 1), sampled: (Q, n) rows of sampling.Generation, of
+    a live ensemble as many as each question took.
 
-    model: str
-    data: str
-    rows: list[int]
-    batch: int
-    max_new_tokens: int
-    system: str | None
-    threads: int
-    tile_tie: Tie = "strict"
-
-
-def batches(rows: Sequence[int], tiles: Sequence[int], most: int, most_tiles: int) -> Iterator[list[int]]:
-    """Rows in their order, at most so many and so many tiles together; what has more tiles is asked alone.
-
-    tiles: of each row of the index.
+    scores: (Q, n) by the name of a re-ranker.
     """
-    batch: list[int] = []
-    sum_tiles = 0
-    for row in rows:
-        count = int(tiles[row])
-        if batch and (len(batch) == most or sum_tiles + count > most_tiles):
-            yield batch
-            batch, sum_tiles = [], 0
-        batch.append(row)
-        sum_tiles += count
-    if batch:
-        yield batch
 
-
-def answer_part(part: Part) -> list[dict[str, Any]]:
-    """The predictions of some rows, in their order."""
-    import torch
-
-    from modeling.generate import Question, answer, device
-    from modeling.internvl import load_model
-    from modeling.shards import ShardReader
-
-    torch.set_num_threads(part.threads)
-    model, tokenizer = load_model(part.model)
-    model.to(device())  # pyright: ignore[reportArgumentType]
-    config: Any = model.config
-    reader, side = ShardReader(part.data), config.vision_config.image_size[0]
-    out = []
-    # neighbours of like length share a batch
-    order = sorted(part.rows, key=lambda i: (int(reader.index["tokens"][i]), i))
-    for chosen in batches(order, reader.index["tiles"], part.batch, MAX_TILES):
-        questions, references = [], []
-        for i in chosen:
-            conversation, images = reader.sample(i, side)
-            *turns, last = conversation
-            video = bool(reader.index["frames"][i])
-            questions.append(Question(turns, images, int(reader.index["max_tiles"][i]), part.tile_tie, video))
-            references.append(last["value"])
-        answers = answer(model, tokenizer, questions, system=part.system, max_new_tokens=part.max_new_tokens)
-        for i, reference, given in zip(chosen, references, answers, strict=True):
-            index = reader.index
-            out.append({
-                "id": index["id"][i], "task": index["task"][i], "answer": given, "reference": reference,
-                "right": given == reference.strip(),
-            })  # fmt: skip
-    return sorted(out, key=lambda row: row["id"])
-
-
-def score(predictions: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Exact match per task: {task: {n, right, accuracy, low, high}}."""
-    tasks: dict[str, list[bool]] = {}
-    for row in predictions:
-        tasks.setdefault(row["task"], []).append(row["right"])
-    scores = {}
-    for task, marks in sorted(tasks.items()):
-        low, high = wilson(sum(marks), len(marks))
-        scores[task] = {
-            "n": len(marks), "right": sum(marks), "accuracy": sum(marks) / len(marks), "low": low, "high": high,
-        }  # fmt: skip
-    return scores
+    model: Model
+    variant: str
+    prompt: str
+    asked: list[Asked]
+    greedy: list[list[dict[str, Any]]]
+    sampled: list[list[dict[str, Any]]] | None = None
+    scores: dict[str, list[list[float]]] | None = None
 
 
 def evaluate(io: StageIO) -> None:
-    """Ask every question of the split (or the first `limit` of each task) and store answers and scores."""
-    from modeling.shards import ShardReader
+    """Runs the stage. Raises what readers raise, and DataError for a picture that cannot be read."""
+    params: EvaluateParams = io.params
+    asked, models, work = list(all_asked(io)), _models(io), Work(io)
+    sampled = () if params.sampling is None else params.sampling.prompts or (list(params.prompts)[-1],)
+    answers: list[Answers] = []
+    for model in models:
+        for variant in dict.fromkeys(one.variant for one, _ in asked):
+            chosen = [one for one, _ in asked if one.variant == variant]
+            prompt = next(name for one, name in asked if one.variant == variant)
+            answers.append(Answers(model, variant, prompt, chosen, []))
+    jobs: list[tuple[Answers, str, list[Part]]] = []
+    for its in answers:
+        model = its.model
+        jobs.append((its, "greedy", work.parts(model, its.asked, _settings(params, its.prompt))))
+        if params.sampling is not None and its.prompt in sampled:
+            jobs.append((its, "sampled", work.parts(model, its.asked, _settings(params, its.prompt, sampled=True))))
+    losses = {model.name: _loss(work, model, asked) for model in models} if params.loss else {}
+    judged = sum(part_rows(part) for _, what, parts in jobs if what == "sampled" for part in parts)
+    judges = {name: its for name, its in params.rerank.items() if its.kind not in FREE}
+    work.total = sum(part_rows(part) for _, _, parts in jobs for part in parts) + judged * len(judges)
+    work.total += sum(part_rows(part) for parts in losses.values() for part in parts)
 
-    params, data, trained = io.params, data_parent(io), parent(io, "train")
-    assert trained is not None, "the spec lets no evaluation pass without a trained stage"
-    tasks: dict[str, list[int]] = {}
-    for i, task in enumerate(ShardReader(data.folder).index["task"]):
-        tasks.setdefault(task, []).append(i)
-    rows = [i for found in tasks.values() for i in found[: params.limit]]
-    parts = [
-        Part(
-            str(trained.folder), str(data.folder), [int(i) for i in chunk], params.batch, params.max_new_tokens,
-            io.sources[data.params["data"]].system, max(1, int(params.resources.cpus)),
-            data.params["tile_tie"],
-        )
-        for chunk in np.array_split(np.array(rows), min(len(rows), params.resources.most))
-    ]  # fmt: skip
-    predictions: list[dict[str, Any]] = []
-    for found in io.map(answer_part, parts):
-        predictions += found
-        io.tick(len(predictions), len(rows), {"answers": len(predictions)})
-    scores = score(predictions)
-    for task, row in scores.items():
-        io.log(f"{trained.name} {task}: {row['accuracy']:.3f} [{row['low']:.3f}, {row['high']:.3f}] n={row['n']}")
+    work.make([part for _, _, parts in jobs for part in parts] + [part for parts in losses.values() for part in parts])
+    for its, what, parts in jobs:
+        setattr(its, what, work.rows_of(its.asked, parts))
+    _judge(io, work, judges, [its for its in answers if its.sampled is not None])
+    io.log(f"{work.total} answers, {work.known} of them made before")
+    loss = {name: _losses(parts, work) for name, parts in losses.items()}
     folder = io.scratch / "result"
     folder.mkdir()
-    (folder / "predictions.jsonl").write_text(
-        "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in predictions)
-    )
-    (folder / "scores.json").write_text(json.dumps(scores, indent=1))
-    io.complete(folder, {"stage": trained.name, "data": data.name, "scores": scores})
+    told = results.write(folder, io, answers, loss)
+    for line in results.lines(told):
+        io.log(line)
+    io.complete(folder, results.summary(told))
+
+
+def _settings(params: EvaluateParams, prompt: str, sampled: bool = False) -> dict[str, Any]:
+    settings = {"max_new_tokens": longest(params, prompt), "engine": params.engine}
+    if not sampled or params.sampling is None:
+        return settings | {"temperature": 0.0, "top_p": 1.0, "samples": [0], "seed": 0}
+    how = params.sampling
+    samples = list(range(how.samples))
+    settings |= {"temperature": how.temperature, "top_p": how.top_p, "samples": samples, "seed": how.seed}
+    stop = params.ensemble
+    return settings | ({"rule": [how.samples, stop.threshold, stop.posterior]} if stop.live else {})
+
+
+def _models(io: StageIO) -> list[Model]:
+    trained = checkpoints(io)
+    if trained:
+        return [Model(item.name, item.fingerprint, item.lent) for item in trained]
+    folder = Path(io.model.folder)
+    digest = weights_digest(folder)
+    assert digest is not None, "planning refuses a folder without weights"
+    return [Model(folder.name, digest, partial(Path, folder))]
+
+
+def _judge(io: StageIO, work: Work, judges: dict[str, Any], pools: Sequence[Answers]) -> None:
+    """Every re-ranker's score of every sample."""
+    jobs = []
+    for its in pools:
+        its.scores = {}
+        questions = [replace(one, text=one.item.question) for one in its.asked]
+        texts = [tuple(row["text"] for row in rows) for rows in its.sampled or ()]
+        for name, how in judges.items():
+            model = its.model
+            if how.model is not None:
+                lent = io.inputs[how.model]
+                model = Model(lent.name, lent.fingerprint, lent.lent)
+            parts = work.judge_parts(model, questions, {"kind": how.kind, "prompt": how.prompt}, texts)
+            jobs.append((its, name, parts))
+    if jobs:
+        work.make([part for _, _, parts in jobs for part in parts])
+    for its, name, parts in jobs:
+        assert its.scores is not None
+        its.scores[name] = work.rows_of(its.asked, parts)
+
+
+def _loss(work: Work, model: Model, asked: Sequence[tuple[Asked, str]]) -> list[Part]:
+    rows = {one.row: one for one, _ in asked if one.row is not None}
+    return work.loss_parts(model, [replace(one, text=one.item.question, variant="loss") for one in rows.values()])
+
+
+def _losses(parts: Sequence[Part], work: Work) -> dict[str, dict[str, float]]:
+    """{task: {nats: mean per token, tokens}} and all together."""
+    sums: dict[str, list[float]] = {}
+    for part in parts:
+        for one, (nats, tokens) in zip(part.questions, work.rows[part.name], strict=True):
+            for task in ("all", one.item.task):
+                total = sums.setdefault(task, [0.0, 0])
+                total[0], total[1] = total[0] + nats, total[1] + tokens
+    return {task: {"nats": nats / tokens, "tokens": tokens} for task, (nats, tokens) in sums.items() if tokens}

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from markupsafe import Markup
 
+from stages.prepare import svg
 from stages.prepare.page import markup, number, percent
 
 WIDTH = 380
@@ -35,11 +36,11 @@ def columns(
     steps = _steps(max((sum(parts) for _, parts in bars), default=0))
     scale, slot = height / steps[-1], width / max(1, len(bars))
     floor = TOP + height
-    out = [_head(name, title, note, HEIGHT)]
+    out = [svg.head(name, title, note, WIDTH, HEIGHT)]
     for step in steps:
         line = floor - step * scale
-        out.append(_line(LEFT, line, LEFT + width, line))
-        out.append(_text(LEFT - 6, line + 4, _short(step), "end"))
+        out.append(svg.line(LEFT, line, LEFT + width, line))
+        out.append(svg.text(LEFT - 6, line + 4, _short(step), "end"))
     for i, (label, parts) in enumerate(bars):
         base = float(floor)
         for part, kind in zip(parts, CLASSES):
@@ -50,12 +51,12 @@ def columns(
             edge = min(1, slot / 10)
             left = LEFT + i * slot + edge
             out.append(
-                _bar(kind, left, base, slot - 2 * edge, tall, f"{label}: {number(part)} sample{'s' * (part != 1)}")
+                svg.bar(kind, left, base, slot - 2 * edge, tall, f"{label}: {number(part)} sample{'s' * (part != 1)}")
             )
     for place, text in ticks:
-        out.append(_text(LEFT + place * slot, floor + 15, text, "middle"))
-    out.append(_text(LEFT + width / 2, HEIGHT - 8, x, "middle", "label"))
-    out.append(_text(0, TOP - 14, y, "start"))
+        out.append(svg.text(LEFT + place * slot, floor + 15, text, "middle"))
+    out.append(svg.text(LEFT + width / 2, HEIGHT - 8, x, "middle", "label"))
+    out.append(svg.text(0, TOP - 14, y, "start"))
     out.append(_legend(series, WIDTH - RIGHT, TOP - 14))
     return Markup().join([*out, Markup("</svg>")])
 
@@ -75,16 +76,16 @@ def side_by_side(
     height = TOP + row_height * len(rows) + 36
     scale = WIDTH - left - right
     top = max((share for _, shares in rows for share in shares), default=0) or 1
-    out = [_head(name, title, note, height)]
+    out = [svg.head(name, title, note, WIDTH, height)]
     for i, (label, shares) in enumerate(rows):
         begin = TOP + 6 + i * row_height
-        out.append(_text(left - 8, begin + row_height / 2 - 3, label, "end", "label"))
+        out.append(svg.text(left - 8, begin + row_height / 2 - 3, label, "end", "label"))
         for j, (share, kind, who) in enumerate(zip(shares, CLASSES, series)):
             y = begin + j * thick
-            out.append(_bar(kind, left, y, share / top * scale, thick - 2, f"{label}, {who}: {percent(share)}"))
-            out.append(_text(left + share / top * scale + 5, y + thick - 3, percent(share), "start"))
-    out.append(_line(left, TOP, left, height - 30))
-    out.append(_text(left, height - 10, x, "start", "label"))
+            out.append(svg.bar(kind, left, y, share / top * scale, thick - 2, f"{label}, {who}: {percent(share)}"))
+            out.append(svg.text(left + share / top * scale + 5, y + thick - 3, percent(share), "start"))
+    out.append(svg.line(left, TOP, left, height - 30))
+    out.append(svg.text(left, height - 10, x, "start", "label"))
     out.append(_legend(series, WIDTH - RIGHT, TOP - 14))
     return Markup().join([*out, Markup("</svg>")])
 
@@ -93,48 +94,7 @@ def bar(share: float) -> Markup:
     """A bar in a table's cell; share of its width, from 0 to 1. The figure stands in the cell beside it."""
     return markup(
         '<svg class="bar" aria-hidden="true"><rect class="one" width="{share}%" height="100%"/></svg>',
-        share=_f(100 * share),
-    )
-
-
-def _head(name: str, title: str, note: str, height: float) -> Markup:
-    return markup(
-        '<svg class="chart" role="img" aria-labelledby="{name}-title {name}-note" viewBox="0 0 {width} {height}">'
-        '<title id="{name}-title">{title}</title><desc id="{name}-note">{note}</desc>'
-        '<text class="heading" x="0" y="12">{title}</text>',
-        name=name,
-        title=title,
-        note=note or title,
-        width=WIDTH,
-        height=_f(height),
-    )
-
-
-def _text(x: float, y: float, text: str, anchor: str, kind: str = "tick") -> Markup:
-    return markup(
-        '<text class="{kind}" x="{x}" y="{y}" text-anchor="{anchor}">{text}</text>',
-        kind=kind,
-        x=_f(x),
-        y=_f(y),
-        anchor=anchor,
-        text=text,
-    )
-
-
-def _line(x1: float, y1: float, x2: float, y2: float) -> Markup:
-    line = '<line class="axis" x1="{}" y1="{}" x2="{}" y2="{}"/>'
-    return Markup(line).format(_f(x1), _f(y1), _f(x2), _f(y2))
-
-
-def _bar(kind: str, x: float, y: float, width: float, height: float, title: str) -> Markup:
-    return markup(
-        '<rect class="{kind}" x="{x}" y="{y}" width="{width}" height="{height}"><title>{title}</title></rect>',
-        kind=kind,
-        x=_f(x),
-        y=_f(y),
-        width=_f(width),
-        height=_f(height),
-        title=title,
+        share=svg.coordinate(100 * share),
     )
 
 
@@ -143,8 +103,8 @@ def _legend(series: Sequence[str], right: float, y: float) -> Markup:
     out, x = Markup(), right
     for name, kind in reversed(list(zip(series, CLASSES))):
         x -= 6 * len(name)
-        out += _text(x, y, name, "start")
-        out += _bar(kind, x - 13, y - 9, 9, 9, name)
+        out += svg.text(x, y, name, "start")
+        out += svg.bar(kind, x - 13, y - 9, 9, 9, name)
         x -= 26
     return out
 
@@ -162,7 +122,3 @@ def _short(value: float) -> str:
         if value >= size:
             return f"{value / size:g}{letter}"
     return f"{value:g}"
-
-
-def _f(value: float) -> str:
-    return f"{value:.2f}".rstrip("0").rstrip(".")

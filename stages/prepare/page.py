@@ -13,6 +13,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, SupportsFloat
 
@@ -157,11 +158,13 @@ def _marked(text: str, start: int, end: int, spans: list[tuple[int, int]]) -> Ma
     return out + markup("{rest}", rest=text[position:end])
 
 
-def write_page(path: Path, name: str, *, title: str, **values: Any) -> None:
-    """Writes the page of pages/<name>.html, with <name>.css and <name>.js where there are such."""
-    style = _constant("page.css") + _constant(f"{name}.css")
-    script = _constant(f"{name}.js")
-    text = _environment.get_template(f"{name}.html").render(
+def write_page(path: Path, name: str, *, title: str, folder: Path = FOLDER, **values: Any) -> None:
+    """Writes the page of <name>.html in `folder`, with <name>.css and <name>.js where there are such, on top of the
+    page.html and page.css of all pages."""
+    style = _constant(FOLDER / "page.css") + _constant(folder / f"{name}.css")
+    script = _constant(folder / f"{name}.js")
+    template = _environment(folder).get_template(f"{name}.html")
+    text = template.render(
         title=title,
         style=Markup(style),
         style_digest=_digest(style),
@@ -172,8 +175,7 @@ def write_page(path: Path, name: str, *, title: str, **values: Any) -> None:
     path.write_text(text, encoding="utf-8", newline="\n")
 
 
-def _constant(file: str) -> str:
-    path = FOLDER / file
+def _constant(path: Path) -> str:
     return path.read_text("utf-8") if path.exists() else ""
 
 
@@ -195,15 +197,18 @@ def score(value: float | None) -> str:
     return "–" if value is None else f"{value:.2f}"
 
 
-_environment = Environment(
-    loader=FileSystemLoader(FOLDER),
-    autoescape=True,
-    finalize=visible,
-    undefined=StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-)
-_environment.filters.update(number=number, percent=percent, score=score)
+@lru_cache
+def _environment(folder: Path) -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader([folder, FOLDER]),
+        autoescape=True,
+        finalize=visible,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(number=number, percent=percent, score=score)
+    return environment
 
 
 def shown(example: Example, *, characters: int, pictures: int = PICTURES) -> dict[str, Any]:

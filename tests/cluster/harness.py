@@ -72,7 +72,7 @@ stages:
     drop_path: 0.1
     schedule: {{warmup: 4}}
   evaluate: {{needs: [heldout_data, full_finetune], resources: {{workers: 1}}}}
-  export: {{needs: [full_finetune]}}
+  export: {{needs: [full_finetune, evaluate]}}
 """
 
 

@@ -59,6 +59,49 @@ def test_plain_transformers_answers_as_ask_does(undisturbed, data):
     assert any(asked), "an empty answer shows nothing"
 
 
+# as on a machine that has none of this project
+WITHOUT_US = """
+import importlib.abc, sys
+class Absent(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("modeling", "stages", "orchestrator", "cluster"):
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Absent())
+"""
+
+
+def test_the_program_of_the_model_card_answers_as_ask_does(undisturbed, data, tmp_path):
+    """Word for word, but for the folder and the question, with the system prompt of training and tiles as in training;
+    it imports nothing of this project."""
+    entry = json.loads((data / "heldout.json").read_text())["heldout_row"]
+    sample = json.loads((data / entry["annotation"]).read_text().splitlines()[0])
+    (picture,) = sample["image"] if isinstance(sample["image"], list) else [sample["image"]]
+    picture, text = data / entry["root"] / picture, sample["conversations"][0]["value"].replace("<image>", "").strip()
+    folder = undisturbed.result("export")
+    program = (folder / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    for old, new in (
+        ('"THIS_FOLDER"', repr(str(folder))), ('"picture.png"', repr(str(picture))),
+        ('"What is in the picture?"', repr(text)),
+    ):  # fmt: skip
+        assert program.count(old) == 1
+        program = program.replace(old, new)
+    stranger = subprocess.run(
+        [sys.executable, "-c", WITHOUT_US + program], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert stranger.returncode == 0, stranger.stderr
+    asked = undisturbed.command("ask", "full_finetune", text, "--image", str(picture), "--max-new-tokens", "64")
+    assert asked.returncode == 0, asked.stderr
+    assert stranger.stdout == asked.stdout and asked.stdout.strip()
+
+
+def test_the_card_has_the_figures_of_the_evaluation_it_needs(undisturbed):
+    from stages.evaluate.figures import with_interval
+
+    scores = json.loads((undisturbed.result("evaluate") / "scores.json").read_text())
+    card = (undisturbed.result("export") / "README.md").read_text()
+    assert scores and all(f"| {with_interval(row)} |" in card for row in scores.values())
+
+
 def test_the_export_is_the_trained_model_with_what_a_stranger_needs(undisturbed):
     folder = undisturbed.result("export")
     assert undisturbed.weights("export") == undisturbed.weights("full_finetune")

@@ -13,7 +13,7 @@ def test_one_file_runs_through_all_stages(undisturbed):
         assert undisturbed.state(stage).attempts == 1, stage
     output = (undisturbed.folder / "output.txt").read_text()
     assert "all 6 stages done, 0 of them reused" in output
-    assert "Held-out accuracy" in output
+    assert "Accuracy [95 % interval]" in output
     assert f"next: stageline ask {undisturbed.path} full_finetune --image " in output
 
 

@@ -1,6 +1,7 @@
 """A StageIO in memory, for running a stage without a driver."""
 
 import shutil
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
@@ -25,6 +26,7 @@ class FakeIO:
         *,
         model: Any = None,
         sources: dict[str, Any] | None = None,
+        sets: dict[str, Any] | None = None,
         inputs: dict[str, Input] | None = None,
         workers: int = 1,
         stop_at: int | None = None,
@@ -32,7 +34,7 @@ class FakeIO:
     ):
         self.stage, self.fingerprint = "stage", "0" * 64
         self.params, self.model = params, model
-        self.sources, self.inputs = sources or {}, inputs or {}
+        self.sources, self.sets, self.inputs = sources or {}, sets or {}, inputs or {}
         self.rank, self.world = 0, 1
         self.folder, self.scratch = folder, folder / "scratch"
         shutil.rmtree(self.scratch, ignore_errors=True)  # an attempt's own
@@ -93,8 +95,14 @@ class FakeIO:
         return StoreFolder(str(self.shared), name)
 
     def stream(self, function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
-        """In an order of its own, as a cluster would."""
-        call = function() if isinstance(function, type) else function
+        """In an order of its own, as a cluster would; each thread has its own object of a class."""
+        mine = threading.local()
+
+        def call(item: Any) -> Any:
+            if isinstance(function, type) and not hasattr(mine, "object"):
+                mine.object = function()
+            return mine.object(item) if isinstance(function, type) else function(item)
+
         if self.workers == 1:
             yield from map(call, reversed(items))
             return

@@ -1,5 +1,6 @@
 """The quickstart's data: splits made before pictures, idempotent, a pure function of the seed."""
 
+import hashlib
 import importlib.util
 import json
 import sys
@@ -110,6 +111,13 @@ def test_answers_follow_from_questions(digits):
 
 def test_a_row_is_cut_into_one_tile_per_digit(digits):
     assert count_tiles(4 * digits.TILE, digits.TILE, 6, tile_size=digits.TILE) == 5
+
+
+def test_the_data_of_version_1_stay_what_they_are(digits, made):
+    """Hash of all annotations, in order of their names, as version 1 was first published: texts and draws."""
+    texts = b"".join(path.read_bytes() for path in sorted((made / "annotations").iterdir()))
+    assert digits.VERSION == 1
+    assert hashlib.sha256(texts).hexdigest() == "7823a31c9da558c879f53cd8d6a5af42da9187ced8cc32c8d34e805a949353c9"
 
 
 def test_idempotent_and_seeded(digits, made, tmp_path, capsys):

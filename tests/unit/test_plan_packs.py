@@ -107,7 +107,7 @@ def test_parents_are_found_by_kind():
     """The stage that lends its vision encoder is no parent that training goes on from."""
     named = (("v", "train"), ("a", "prepare"), ("b", "train"))
     items = {n: Input(n, k, "0", None) for n, k in named}  # pyright: ignore
-    io = SimpleNamespace(inputs=items, params=SimpleNamespace(vision_from="v"))
+    io = SimpleNamespace(inputs=items, params=SimpleNamespace(lent={"v": "vision"}))
     assert data_parent(io) is items["a"] and parent(io, "train") is items["b"] and parent(io, "export") is None
 
 

@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.evaluate.run import wilson
-from stages.evaluate.statistics import compare, curve, interval, mcnemar, sign_flips
+from stages.evaluate.statistics import compare, curve, interval, mcnemar, sign_flips, wilson
 
 
 def covered(seeds, spread, runs=400, questions=200):
