@@ -103,9 +103,9 @@ def mixtures(seed: int) -> dict[str, list[Part]]:
         "captions": [
             Part("digit", 6000, train.digit, 1),
             Part("row", 4000, partial(train.row, count=COUNT), tiles),
-            Part("steps", 4000, train.steps, tiles),
         ],
         "instructions": [
+            Part("digit", 2000, train.digit, 1, True),
             Part("row", 2000, partial(train.row, count=COUNT), tiles, True),
             Part("sum", 4000, train.sum, tiles, True),
             Part("steps", 8000, train.steps, tiles, True),

@@ -47,11 +47,22 @@ def encode_question(question: Question, tokenizer, config, system: str | None) -
     return ids, to_pixels([tile for tiles in split for tile in tiles]) if split else None
 
 
+KEPT = ("<ref>", "</ref>", "<box>", "</box>", "<quad>", "</quad>")  # special tokens that are part of an answer
+
+
+def texts_of(tokenizer: Any, rows: Sequence[Sequence[int]]) -> list[str]:
+    """Generated tokens as text: marks of regions stay, other special tokens go, blanks around it are stripped."""
+    kept = {tokenizer.convert_tokens_to_ids(mark) for mark in KEPT}
+    gone = set(tokenizer.all_special_ids) - kept
+    rows = [[token for token in row if token not in gone] for row in rows]
+    return [text.strip() for text in tokenizer.batch_decode(rows, skip_special_tokens=False)]
+
+
 @torch.inference_mode()
 def answer(
     model: Any, tokenizer: Any, questions: Sequence[Question], *, system: str | None, max_new_tokens: int = 64
 ) -> list[str]:
-    """Greedy answers as text, without special tokens, surrounding blanks stripped."""
+    """Greedy answers as text (texts_of)."""
     encoded = [encode_question(question, tokenizer, model.config, system) for question in questions]
     longest = max(len(ids) for ids, _ in encoded)
     pad = tokenizer.pad_token_id
@@ -65,4 +76,4 @@ def answer(
         input_ids=input_ids.to(where), attention_mask=mask.to(where), **images,
         max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=tokenizer.eos_token_id, pad_token_id=pad,
     )  # fmt: skip
-    return [text.strip() for text in tokenizer.batch_decode(output[:, longest:], skip_special_tokens=True)]
+    return texts_of(tokenizer, output[:, longest:].tolist())

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from modeling.generate import Question, encode_question
+from modeling.generate import Question, encode_question, texts_of
 
 LEAVE = 8  # rows leave once one in eight has ended: taking them out copies the cache once, as any step does
 
@@ -30,7 +30,7 @@ LEAVE = 8  # rows leave once one in eight has ended: taking them out copies the 
 class Generation:
     """One answer.
 
-    text: special tokens out, blanks around it stripped. tokens: generated, the end included. logprob: natural, summed
+    text: as generate.texts_of gives it. tokens: generated, the end included. logprob: natural, summed
     over these tokens, of the model itself (temperature 1, no top_p). certainty: self-certainty (Kang et al. 2025, arXiv
     2502.18581): the mean over these tokens of KL(uniform ‖ p) = −Σ_v log(V · p_v) / V, in nats, 0 for a uniform p; None
     where the engine does not tell (vllm_engine.py). cut: ended by max_new_tokens.
@@ -168,9 +168,9 @@ def _decode(
         )  # fmt: skip
         cache, logits = output.past_key_values, output.logits[:, -1]
     rows = [row[:n] for row, n in zip(tokens.tolist(), length.tolist(), strict=True)]
-    texts = tokenizer.batch_decode(rows, skip_special_tokens=True)
+    texts = texts_of(tokenizer, rows)
     return [
-        Generation(text.strip(), len(row), total_logprob, total_certainty / len(row), row[-1] != tokenizer.eos_token_id)
+        Generation(text, len(row), total_logprob, total_certainty / len(row), row[-1] != tokenizer.eos_token_id)
         for text, row, total_logprob, total_certainty in zip(
             texts, rows, logprob.tolist(), certainty.tolist(), strict=True
         )

@@ -17,12 +17,13 @@ Self-certainty needs the whole distribution of each token, whose tail decides it
 """
 
 import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from modeling.errors import UserError
-from modeling.generate import Question
+from modeling.generate import Question, texts_of
 from modeling.sampling import Generation, check_settings
 from modeling.template import IMG_END, IMG_START, encode_prompt
 from modeling.tiles import tiles_per_image_limit
@@ -52,10 +53,15 @@ class VllmEngine:
                 f"its tokenizer does not name {', '.join(missing)}, which vLLM asks for", where=str(folder),
                 remedy="export the model again, or take 'engine: transformers'",
             )  # fmt: skip
+        config = json.loads((Path(folder) / "config.json").read_text())["vision_config"]["image_size"]
+        self.side = config[0] if isinstance(config, list) else config  # pixels of a tile
         limits = {"image": 64, "video": 0}  # the frames of a video are pictures here
         self.llm = vllm.LLM(
             model=str(folder), **{"limit_mm_per_prompt": limits, "logprobs_mode": "raw_logprobs"} | settings
         )
+
+    def __call__(self, *args: Any, **settings: Any) -> list[list[Generation]]:
+        return self.sample(*args, **settings)
 
     def sample(
         self, questions: Sequence[Question], keys: Sequence[str], *, system: str | None, max_new_tokens: int,
@@ -75,7 +81,7 @@ class VllmEngine:
                     seed=int.from_bytes(digest[:4], "little"), stop_token_ids=[self.tokenizer.eos_token_id],
                 ))  # fmt: skip
         outputs = self.llm.generate(prompts, params, use_tqdm=False) if prompts else []
-        found = [_generation(output.outputs[0]) for output in outputs]
+        found = [self._generation(output.outputs[0]) for output in outputs]
         rows = [found[i * len(drawn) : (i + 1) * len(drawn)] for i in range(len(questions))]
         return rows if temperature else [row * len(samples) for row in rows]
 
@@ -94,9 +100,7 @@ class VllmEngine:
             prompt["mm_processor_kwargs"] = {"crop_to_patches": limit > 1, "min_patches": 1, "max_patches": limit}
         return prompt
 
-
-def _generation(output: Any) -> Generation:
-    return Generation(
-        output.text.strip(), len(output.token_ids), float(output.cumulative_logprob), None,
-        output.finish_reason == "length",
-    )  # fmt: skip
+    def _generation(self, output: Any) -> Generation:
+        (text,) = texts_of(self.tokenizer, [list(output.token_ids)])
+        cut = output.finish_reason == "length"
+        return Generation(text, len(output.token_ids), float(output.cumulative_logprob), None, cut)

@@ -9,14 +9,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from modeling import presets
+from modeling.digests import tokenizer_digest
+from modeling.errors import UserError
 from orchestrator.graph import find_cycle
 from orchestrator.problems import Problems, suggest
 from stages.curation import Curation
 from stages.kinds import KINDS
-from stages.params import PrepareParams, TrainParams
+from stages.params import ModelParams, PrepareParams, TrainParams
 
 if TYPE_CHECKING:
-    from orchestrator.spec import Stage
+    from orchestrator.spec import Experiment, Stage
 
 ZERO_STAGES = (0, 1, 2, 3)
 MODULES = ("vit", "mlp", "language")
@@ -106,6 +109,66 @@ def check_models(
     for name in stages:
         resolved(name)
     return out
+
+
+def check_lenders(experiment: "Experiment") -> None:
+    """Raises UserError where a stage takes a part of a model that has another one in its place.
+
+    Its identity has that stage in the place of what its own model names (fingerprint.py), so the two have to be one.
+    What is not known yet, such as the sizes of a folder that is not there, is left to the stage.
+    """
+    problems = []
+    for name, stage in experiment.stages.items():
+        for field, part in LENDERS.items():
+            source = getattr(stage.params, field, None)
+            if source is None:
+                continue
+            its, own = experiment.model_of(experiment.stages[source]), experiment.model_of(stage)
+            if (found := _other_part(part, its, own)) is not None:
+                problems.append(
+                    f"{experiment.path}:{stage.line}: stages.{name}.{field}: the {part} of '{source}' is another one "
+                    f"than this model's: {found} → give a stage whose model has the same, or change this stage's model"
+                )
+    if problems:
+        raise UserError("\n".join(dict.fromkeys(problems)))
+
+
+def _other_part(part: str, its: ModelParams, own: ModelParams) -> str | None:
+    """What is different: "hidden_size 64, not 128"; None where nothing is known to be."""
+    number = list(LENDERS.values()).index(part)
+    sizes = [presets.sizes(model) for model in (its, own)]
+    if sizes[0] is not None and sizes[1] is not None:
+        given, wanted = (_sizes(each[number]) for each in sizes)
+        for key in sorted(given.keys() & wanted.keys()):
+            if given[key] != wanted[key]:
+                return f"{key} {given[key]}, not {wanted[key]}"
+    if part == "language model":
+        words = [_words(model) for model in (its, own)]
+        if None not in words and words[0] != words[1]:
+            return "its tokenizer is not this one's"
+    elif its.tile_size and own.tile_size and its.tile_size != own.tile_size:
+        return f"tile_size {its.tile_size}, not {own.tile_size}"
+    return None
+
+
+def _sizes(fields: dict[str, Any]) -> dict[str, Any]:
+    """Those that presets have words for; vocab_size is the tokenizer's matter, and a side may be given twice."""
+    known = {key for preset in (*presets.VISION.values(), *presets.LANGUAGE.values()) for key in preset}
+    known -= {"tokenizer", "vocab_size", "max_position_embeddings"}
+    return {
+        key: value[0] if isinstance(value, list | tuple) else value for key, value in fields.items() if key in known
+    }
+
+
+def _words(model: ModelParams) -> tuple[str, str] | None:
+    """The tokenizer: (preset, its name) or (folder, digest of its content). None: not known."""
+    folders = presets.folders(model)
+    part = "folder" if model.folder else "tokenizer" if model.tokenizer else "language"
+    if part in folders:
+        digest = tokenizer_digest(folders[part])
+        return None if digest is None else ("folder", digest)
+    name = model.tokenizer or presets.LANGUAGE[str(model.language)]["tokenizer"]
+    return None if name is None else ("preset", name)
 
 
 def check_stage(stage: "Stage", mixtures: list[str], trains: list[str], folder: Path, problems: Problems) -> "Stage":

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modeling.errors import UserError
+from modeling.template import IMAGE, IMG_CONTEXT, VIDEO
 from orchestrator.address import check_endpoint
 from orchestrator.problems import Problems, suggest
 from stages.evaluation import EvalSet
@@ -18,11 +19,18 @@ if TYPE_CHECKING:
     from orchestrator.spec import Stage
 
 FORMATS = ("mmmu", "tsv", "jsonl")
+OF_SAMPLES = ("likelihood", "certainty")  # re-rankers that come with the samples, under these names
+MEDIA = (IMAGE, VIDEO, IMG_CONTEXT)
+OFFICIAL = ("direct", "cot")  # prompts that have words of their own
 
 
 def check_set(name: str, params: EvalSet, folder: Path, problems: Problems) -> EvalSet:
     """With its path resolved against the folder of the file."""
+    from orchestrator.spec import NAME  # which imports this module
+
     place, update = ("eval", name), {}
+    if not NAME.fullmatch(name):
+        problems.add(place, f"{name!r} is not a valid name of a set", "use only a-z, 0-9, _ and -", label=())
     if params.format not in FORMATS and ":" not in params.format:
         remedy = f"{suggest(params.format, FORMATS)} (or name a reader of yours as module:function)"
         problems.add((*place, "format"), f"unknown format '{params.format}'", remedy)
@@ -51,6 +59,8 @@ def check_evaluations(
             if one not in sets:
                 remedy = suggest(one, sets) if sets else "add it to 'eval:'"
                 problems.add((*place, "sets", i), f"unknown set '{one}'", remedy, label=(*place, "sets"))
+            elif one in params.sets[:i]:
+                problems.add((*place, "sets", i), f"'{one}' is listed twice", "remove one", label=(*place, "sets"))
         if "prepare" not in bases and not params.sets and all(need in stages for need in params.needs):
             problems.add(place, "has nothing to ask", "name a prepare stage under 'needs:', or a set under 'sets:'")
         for reranker, its in params.rerank.items():
@@ -58,11 +68,39 @@ def check_evaluations(
                 trains = [other for other, its_stage in stages.items() if its_stage.kind.trains]
                 at = (*place, "rerank", reranker, "model")
                 problems.add(at, f"unknown training stage '{its.model}'", suggest(its.model, trains))
+        _check_words(params, place, problems)
+        _check_engine(params, place, problems)
         if params.rerank and params.sampling is None:
             problems.add((*place, "rerank"), "has no samples to score", "add 'sampling: {samples: 8}'")
-        _check_model(name, params, "train" in bases, models, default, problems)
+        if all(need in stages for need in params.needs):
+            _check_model(name, params, "train" in bases, models, default, problems)
         out[name] = replace(stage, params=params)
     return out
+
+
+def _check_words(params: EvaluateParams, place: tuple[str, ...], problems: Problems) -> None:
+    """Words that no prompt, and scores that no re-ranker can have."""
+    for prompt, its in params.prompts.items():
+        at = (*place, "prompts", prompt)
+        if its.suffix is None and prompt not in OFFICIAL:
+            remedy = "give it a 'suffix:', also an empty one; only direct and cot have official words"
+            problems.add(at, f"the prompt '{prompt}' has no words", remedy)
+        for mark in (one for one in MEDIA if its.suffix is not None and one in its.suffix):
+            problems.add((*at, "suffix"), f"holds {mark}, which stands for a picture or video", "take it out")
+    for reranker, its in params.rerank.items():
+        if reranker in OF_SAMPLES and its.kind != reranker:
+            remedy = f"give it another name; '{reranker}' is that of kind {reranker}"
+            problems.add((*place, "rerank", reranker), f"the name is reserved, and the kind is {its.kind}", remedy)
+
+
+def _check_engine(params: EvaluateParams, place: tuple[str, ...], problems: Problems) -> None:
+    if params.engine == "transformers" and params.resources.gpus > 1:
+        remedy = "give 'gpus: 1' and more workers, or use 'engine: vllm', which splits the model over them"
+        problems.add((*place, "resources", "gpus"), "each worker answers on one GPU", remedy)
+    for reranker, its in params.rerank.items():
+        if params.engine == "vllm" and its.kind == "certainty":
+            remedy = "use likelihood, or 'engine: transformers'"
+            problems.add((*place, "rerank", reranker), "vllm gives no certainty of its samples", remedy)
 
 
 def _check_model(

@@ -16,6 +16,7 @@ from typing import Any
 from modeling import presets
 from modeling.digests import language_digest, tokenizer_digest, weights_digest
 from modeling.errors import DataError
+from orchestrator.checks import check_lenders
 from orchestrator.graph import topological_order
 from orchestrator.spec import Experiment, Stage
 from stages.curation import Curation
@@ -104,7 +105,9 @@ def source_digest_of(experiment: Experiment) -> SourceDigest:
 
 
 def stage_identities(experiment: Experiment, source_digest: SourceDigest) -> dict[str, Identity | None]:
-    """The identity of every stage; None where its sources or weights are absent, or a parent is unknown."""
+    """The identity of every stage; None where its sources or weights are absent, or a parent is unknown. UserError
+    where a part of a model is to be taken from another one (an identity holds it as that stage alone)."""
+    check_lenders(experiment)
     out: dict[str, Identity | None] = {}
     sets: dict[str, Identity | None] = {}
     for name in topological_order(experiment.needs):
@@ -165,6 +168,8 @@ def _evaluation(
     scorers = {name: out[its.model] for name, its in params.rerank.items() if its.model}
     if any(sets[name] is None for name in params.sets):
         return None
+    if len(params.prompts) > 1:  # the first is what others are compared with, the last what is sampled
+        identity["order"] = list(params.prompts)
     if params.sets:
         identity["sets"] = {name: sets[name] for name in params.sets}
     if scorers:

@@ -45,6 +45,7 @@ from stages.params import Resources
 NO_DEADLINE_S = 60.0  # a drain that names no deadline: it waits for the work to end
 # what an idle worker imports of ray before it is asked for anything; it touches no accelerator
 PRELOADED = "orchestrator.launch,ray.train.torch,ray.train.v2._internal.execution.controller.controller,ray.util.state"
+STARTS = 3  # of a Ray of our own
 OVER_LOOK_S = 0.05  # between two looks whether a worker group is over
 LATE_S = 5.0  # for the last fit() to end when Ray is stopped
 
@@ -74,9 +75,24 @@ def start_ray(address: str | None) -> dict[str, float]:
             os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "8")  # not one per core: see ahead.py
             environment = warmup.start()  # imports while Ray starts
             local: dict[str, Any] = {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
-            ray.init(address="local", runtime_env=environment, **local, **common)
+            _start(lambda: ray.init(address="local", runtime_env=environment, **local, **common))
         threading.Thread(target=import_module, args=("ray.train.torch",), daemon=True).start()  # 3 s that _fit needs
     return dict(ray.cluster_resources())
+
+
+def _start(init: Callable[[], Any]) -> None:
+    """On a busy machine Ray's own processes may take longer than the 30 s that it gives them: then once more."""
+    import ray
+
+    for left in reversed(range(STARTS)):
+        try:
+            init()
+            return
+        except Exception as error:
+            if not left or "timed out during startup" not in str(error):
+                raise
+            log.warning("Ray did not start within its time; the machine is busy: trying again")
+            ray.shutdown()
 
 
 def _connect(address: str, **common: Any) -> None:

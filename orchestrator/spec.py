@@ -213,15 +213,15 @@ class _Reader:
                 self.problems.add((*place, part), "a whole model is given by 'folder'", f"remove '{part}' or 'folder'")
         found: dict[str, str] = {}
         known = {"vision": presets.VISION, "language": presets.LANGUAGE, "tokenizer": presets.TOKENIZERS}
-        for field in presets.folders(model):
-            value = getattr(model, field)
-            if field == "folder":
-                found[field] = self.resolve(value)
+        for part in presets.folders(model):
+            value = getattr(model, part)
+            if part == "folder":
+                found[part] = self.resolve(value)
                 continue
             if "/" not in value and value[:1] not in (".", "~") and not (self.folder / value).exists():
-                remedy = f"{suggest(value, known[field])} (or give a folder in Hugging Face layout)"
-                self.problems.add((*place, field), f"{value!r} is neither a preset nor a folder", remedy)
-            found[field] = self.resolve(value)
+                remedy = f"{suggest(value, known[part])} (or give a folder in Hugging Face layout)"
+                self.problems.add((*place, part), f"{value!r} is neither a preset nor a folder", remedy)
+            found[part] = self.resolve(value)
         return model.model_copy(update=found)
 
     def data(self) -> dict[str, DataParams]:
@@ -240,9 +240,7 @@ class _Reader:
 
     def sets(self) -> dict[str, EvalSet]:
         found = {name: self.validate(EvalSet, raw, ("eval", name)) for name, raw in self.group("eval").items()}
-        return {
-            name: check_set(name, params, self.folder, self.problems) for name, params in found.items() if params
-        }
+        return {name: check_set(name, params, self.folder, self.problems) for name, params in found.items() if params}
 
     def defaults(self) -> dict[str, Any]:
         raw = self.group("defaults")

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,11 @@ class Task:
     workers: int = 1
     followers: int = 0  # workers of the training stage that can start after this one; 0 where there is none
     sets: dict[str, Any] = field(default_factory=dict)
+    digests: dict[str, Any] = field(default_factory=dict)  # of the sets that it asks
+
+
+def _matches(name: str, pattern: str) -> bool:
+    return fnmatch(name, pattern)
 
 
 class StoreIO:
@@ -84,17 +90,18 @@ class StoreIO:
         self.task, self.rank, self.world = task, rank, world
         self.stage, self.fingerprint = task.stage, task.fingerprint
         self.params, self.model = task.params, task.model
-        self.sources, self.sets = task.sources, task.sets
+        self.sources, self.sets, self.digests = task.sources, task.sets, task.digests
         self.store = open_store(task.storage)
         self.scratch = make_scratch(task.stage)
         kind = KINDS[task.kind]
         self._trains = kind.trains
         # the driver, which may be on another machine than the workers, fetches what it plans with
-        pattern = kind.before_reads if mapper and kind.trains else "*"
+        before = kind.before_reads if mapper and kind.trains else "*"
         self._held: list[Held] = []
         self.inputs: dict[str, Input] = {}
         for parent in task.parents:
-            self._held.append(held_result(self.store, parent.folder, lambda name: fnmatch(name, pattern)))
+            pattern = kind.reads.get(parent.kind, before)
+            self._held.append(held_result(self.store, parent.folder, partial(_matches, pattern=pattern)))
             self.inputs[parent.name] = Input(
                 parent.name, parent.kind, parent.fingerprint, self._held[-1].folder, parent.params,
                 StoredResult(task.storage, parent.folder),

@@ -55,12 +55,16 @@ class Sweep:
 def expand(raw: dict[str, Any], problems: Problems) -> Sweep | None:
     """Replaces templates in `raw` by their variants, and tells `problems` where these come from. None where the file
     has no sweep. Raises UserError for a mistake in it: nothing after it could be told well."""
+    templates = {key: raw[key] for key in ("model", "models", "stages") if key in raw}
+    for path in _in_keys(templates, ()):
+        problems.add(path, "a key cannot refer to an axis", "write the key out, or refer to the axis in its value")
     if "sweep" not in raw:
-        for path, axis, whole in _references({key: raw.get(key) for key in ("model", "models", "stages")}, ()):
-            if whole:
-                problems.add(
-                    path, f"refers to an axis '{axis}', and there is no 'sweep:'", f"add 'sweep: {{{axis}: [...]}}'"
-                )
+        found = {path: axis for path, axis in _references(templates, ())}
+        for path, axis in found.items():
+            remedy = f"add 'sweep: {{{axis}: [...]}}', or write '$${{{axis}}}' for the text itself"
+            problems.add(path, f"refers to an axis '{axis}', and there is no 'sweep:'", remedy)
+        if not found:
+            raw.update(_filled(templates, {}))  # "$${" is "${" here too
         return None
     axes = _axes(raw["sweep"], problems)
     problems.stop()
@@ -99,8 +103,17 @@ def _axes(raw: Any, problems: Problems) -> dict[str, list[Any]]:
     return raw
 
 
-def _references(value: Any, path: KeyPath) -> Iterator[tuple[KeyPath, str, bool]]:
-    """(place, axis, whether it is the whole value) of everything that is referred to."""
+def _in_keys(value: Any, path: KeyPath) -> Iterator[KeyPath]:
+    """Where a key refers to an axis."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, inner in items:
+        if isinstance(key, str) and any(not found[0].startswith("$$") for found in _REFERENCE.finditer(key)):
+            yield (*path, key)
+        yield from _in_keys(inner, (*path, key))
+
+
+def _references(value: Any, path: KeyPath) -> Iterator[tuple[KeyPath, str]]:
+    """(place, axis) of everything that is referred to."""
     if isinstance(value, dict):
         for key, inner in value.items():
             yield from _references(inner, (*path, key))
@@ -110,7 +123,7 @@ def _references(value: Any, path: KeyPath) -> Iterator[tuple[KeyPath, str, bool]
     elif isinstance(value, str):
         for found in _REFERENCE.finditer(value):
             if not found[0].startswith("$$"):
-                yield path, found[1], found[0] == value
+                yield path, found[1]
 
 
 def _filled(value: Any, chosen: Combination) -> Any:
@@ -163,16 +176,17 @@ class _Expansion:
                 ("stages", cycle[0], "needs"), f"a cycle: {' → '.join(cycle)}", "remove one of these needs"
             )
         self.problems.stop()
-        models = {name: self._ordered(axis for _, axis, _ in _references(v, ())) for name, v in self.models.items()}
-        default = self._ordered(axis for _, axis, _ in _references(self.raw["model"], ())) if self.default else ()
+        models = {name: self._ordered(axis for _, axis in _references(v, ())) for name, v in self.models.items()}
+        default = self._ordered(axis for _, axis in _references(self.raw["model"], ())) if self.default else ()
         for name, value in self.stages.items():
-            self.own[name] = {axis for _, axis, _ in _references(value, ())}
+            self.own[name] = {axis for _, axis in _references(value, ())}
             if isinstance(named := value.get("model"), str):
-                self.own[name] |= set(models.get(named, ()))
+                self.own[name] |= {axis for model in self._values(named) for axis in models.get(model, ())}
             elif self._takes_default(name, value):
                 self.own[name] |= set(default)
         for name in self.stages:
             self._axes_of(name)
+        self._check_names()
         unused = set(self.axes) - {axis for found in self.found.values() for axis in found}
         for axis in unused:
             self.problems.add(("sweep", axis), "no stage depends on it", f'refer to it as "${{{axis}}}", or remove it')
@@ -185,13 +199,33 @@ class _Expansion:
 
     def _check_references(self) -> None:
         for key, value in self.raw.items():
-            for path, axis, _ in _references(value, (key,)):
+            for path, axis in _references(value, (key,)):
                 if key not in ("model", "models", "stages"):
                     if axis in self.axes:
                         remedy = "refer to an axis under model, models and stages"
                         self.problems.add(path, f"the axis '{axis}' has no meaning here", remedy)
                 elif axis not in self.axes:
                     self.problems.add(path, f"unknown axis '{axis}'", suggest(axis, self.axes))
+
+    def _values(self, value: str) -> list[Any]:
+        """All that a value becomes by the axes it refers to."""
+        axes = self._ordered(axis for _, axis in _references(value, ()))
+        return [_filled(value, chosen) for chosen in self._combinations(axes)]
+
+    def _check_names(self) -> None:
+        """A reference may name a stage, but no swept template: the variant would depend on axes not looked at."""
+        for name, value in self.stages.items():
+            kind, needs = self.kinds[name], value.get("needs")
+            listed = needs if isinstance(needs, list) and not (kind and kind.collects) else []
+            named = [(("stages", name, "needs", i), need) for i, need in enumerate(listed)]
+            named += [(("stages", name, *path), group[key]) for group, key, path in _links(value)]
+            for path, text in named:
+                if not isinstance(text, str) or not any(_references(text, ())):
+                    continue
+                swept = next((found for found in self._values(text) if self.found.get(found)), None)
+                if swept is not None:
+                    remedy = "write its name out, or put the reference into a stage that does not vary"
+                    self.problems.add(path, f"'{text}' stands for '{swept}', which is swept itself", remedy)
 
     def _ordered(self, axes: Any) -> tuple[str, ...]:
         used = set(axes)
@@ -260,7 +294,7 @@ class _Expansion:
                 elif self._takes_default(name, value):
                     filled["model"] = self._named(DEFAULT, default, chosen)
                 self._add(made, "stages", name, new, filled)
-                self._rewire(filled, ("stages", new), chosen)
+                self._rewire(filled, ("stages", new), chosen, self.kinds[name])
                 all_chosen[new], templates[new] = chosen, name
         if made:
             self.raw["stages"] = made
@@ -268,11 +302,14 @@ class _Expansion:
         collecting = frozenset(name for name, kind in self.kinds.items() if kind is not None and kind.collects)
         return Sweep(self.axes, all_chosen, templates, collecting)
 
-    def _rewire(self, value: dict[str, Any], place: KeyPath, chosen: Combination) -> None:
+    def _rewire(self, value: dict[str, Any], place: KeyPath, chosen: Combination, kind: Kind | None) -> None:
         """Names of templates become those of their variants; lines of listed ones stay theirs."""
-        for group, key in _links(value):
-            if isinstance(named := group[key], str) and named in self.stages:
-                group[key] = self._variants(named, chosen)[0]
+        for group, key, _ in _links(value):
+            # a kind that collects knows no such key, which is told when it is read
+            if isinstance(named := group[key], str) and named in self.stages and not (kind and kind.collects):
+                variants = self._variants(named, chosen)
+                assert len(variants) == 1, f"{named} is not determined by {chosen}"
+                group[key] = variants[0]
         if not isinstance(needs := value.get("needs"), list):
             return
         listed = [
@@ -294,15 +331,19 @@ class _Expansion:
             self.problems.copy((group, new), source, template)
 
 
-def _links(value: dict[str, Any]) -> list[tuple[dict[str, Any], str]]:
-    """(mapping, key) of each single stage that a stage, as it is written, takes something of."""
+def _links(value: dict[str, Any]) -> list[tuple[dict[str, Any], str, KeyPath]]:
+    """(mapping, key, path inside the stage) of each single stage that it, as it is written, takes something of."""
     rerank = value.get("rerank")
-    scorers = [its for its in rerank.values() if isinstance(its, dict)] if isinstance(rerank, dict) else []
-    places = [(value, "vision_from"), (value, "language_from"), *((its, "model") for its in scorers)]
-    return [(group, key) for group, key in places if key in group]
+    scorers = (
+        [(its, "model", ("rerank", name, "model")) for name, its in rerank.items() if isinstance(its, dict)]
+        if isinstance(rerank, dict)
+        else []
+    )
+    places = [(value, key, (key,)) for key in ("vision_from", "language_from")]
+    return [(group, key, path) for group, key, path in [*places, *scorers] if key in group]
 
 
 def _linked(value: dict[str, Any]) -> list[str]:
     needs = value.get("needs")
-    named = [*(needs if isinstance(needs, list) else []), *(group[key] for group, key in _links(value))]
+    named = [*(needs if isinstance(needs, list) else []), *(group[key] for group, key, _ in _links(value))]
     return [name for name in named if isinstance(name, str)]

@@ -14,7 +14,7 @@ class Params(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     def identity(self) -> dict[str, Any]:
-        """What the stage IS: all fields but those marked Run, and Late ones at their default; nested models included."""
+        """What the stage IS: all fields but those marked Run and Late ones at their default; nested models too."""
         out = {}
         for name, info in type(self).model_fields.items():
             extra = info.json_schema_extra

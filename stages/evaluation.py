@@ -4,7 +4,7 @@ What a field means for the figures is said where it is computed (stages/evaluate
 protocol where it has one (recipe.md §8 of the official code: direct and step by step, `\\boxed{}`).
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -33,12 +33,17 @@ class EvalSet(Params):
         default=(16, 32, 48, 64), description="middle frames of a video, each asked in turn"
     )
 
+    @model_validator(mode="after")
+    def _frames_once(self) -> "EvalSet":
+        _once("frames", self.frames)
+        return self
+
 
 class Answers(Params):
     """How the answers to one task of prepared data are read and compared."""
 
     kind: AnswerKind = "text"
-    metric: Metric = "exact"
+    metric: Metric | None = Field(default=None, description="None: as the kind says")
 
 
 class Prompt(Params):
@@ -58,6 +63,11 @@ class Sampling(Params):
     top_p: float = Field(default=1.0, gt=0, le=1)
     prompts: tuple[str, ...] = Field(default=(), description="those that are sampled; empty: the last one")
     seed: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _prompts_once(self) -> "Sampling":
+        _once("prompts", self.prompts)
+        return self
 
 
 class Ensemble(Params):
@@ -89,3 +99,10 @@ class Reranker(Params):
             if str(self.prompt).count(name) != 1:
                 raise ValueError(f"prompt must hold {name} once")
         return self
+
+
+def _once(field: str, values: tuple[Any, ...]) -> None:
+    """The same twice would be counted twice."""
+    for i, value in enumerate(values):
+        if value in values[:i]:
+            raise ValueError(f"{field} names {value} twice: name it once")

@@ -16,6 +16,7 @@ from stages.io import StageIO
 from stages.model_card import model_card, read_evaluation
 from stages.plan_packs import parent
 
+TRAINED = "trained.json"  # beside the weights, as training leaves it (train.py, which imports what trains)
 TEMPLATE = "chat_template.jinja"
 # InternVLProcessor takes these from the tokenizer. It asks for a video's token too, and one that the vocabulary lacks
 # would be added behind the last row of the embeddings; no prompt holds </img> before the processor puts it there, and
@@ -65,10 +66,10 @@ def export(io: StageIO) -> None:
     """
     trained = parent(io, "train")
     assert trained is not None, "the spec lets no export pass without a trained stage"
-    evaluations = [read_evaluation(its, trained.name) for its in io.inputs.values() if its.kind == "evaluate"]
+    evaluations = [read_evaluation(its, trained) for its in io.inputs.values() if its.kind == "evaluate"]
     folder, layout = io.scratch / "export", io.params.layout
     source = open_source(trained.folder)
-    system, note = _system(io)
+    system, note = _system(trained.folder)
     parameters = export_folder(source, folder, layout, system)
     sampling = [_sampled(its.sampling) for its in evaluations if its.sampling]
     notes = [note, *dict.fromkeys(sampling)] if layout == "hf" else []
@@ -80,15 +81,16 @@ def export(io: StageIO) -> None:
     io.complete(folder, {"stage": trained.name, "parameters": parameters, "layout": layout})
 
 
-def _system(io: StageIO) -> tuple[str, str]:
-    """The system prompt that the model was trained with, and what to tell about it."""
-    known = {DEFAULT_SYSTEM if source.system is None else source.system for source in io.sources.values()}
-    if len(known) > 1:
+def _system(trained: Path) -> tuple[str, str]:
+    """The system prompt that the model was trained with, and what to tell about it. It is read from the result of
+    training: what else the experiment file says is no part of what an export is (fingerprint.py)."""
+    path = trained / TRAINED
+    system = json.loads(path.read_text(encoding="utf-8")).get("system") if path.is_file() else None
+    if system is None:  # of an earlier version
         return DEFAULT_SYSTEM, (
-            "The mixtures of its experiment have different system prompts: the chat template begins with the official "
-            "one unless a conversation brings its own."
+            "The system prompt of training is not recorded: the chat template begins with the official one unless a "
+            "conversation brings its own."
         )
-    system = next(iter(known), DEFAULT_SYSTEM)
     told = json.dumps(system, ensure_ascii=False) if system else "an empty one"
     return system, f"The chat template begins with the system prompt of training ({told})."
 

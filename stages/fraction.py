@@ -2,7 +2,7 @@
 
 Invariant: a smaller fraction lies within a larger one, so a scaling study compares more data with less, not with other
 data; and preparing knows nothing of it, so all fractions share one prepared mixture. Each dataset gives the samples
-whose names hash lowest under a fixed key, round(fraction × n) of n and never none: shares by dataset stay what they are.
+whose names hash lowest under a fixed key, round(fraction × n) of n, never none: shares by dataset stay as they are.
 """
 
 import hashlib

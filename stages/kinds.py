@@ -25,6 +25,7 @@ class Kind:
     before_reads: str = "*"  # the files of its parents' results that `before` needs
     parents: dict[str, tuple[int, int]] = field(default_factory=dict)  # base kind -> (least, most) parents
     defaults: dict[str, Any] = field(default_factory=dict)
+    reads: dict[str, str] = field(default_factory=dict)  # base kind -> files of such parents that the driver needs
     ordered: bool = False  # whether the order of its parents is part of what it is
     collects: bool = False  # needs every variant of the swept stages that it names (orchestrator/sweep.py)
 
@@ -59,13 +60,16 @@ KINDS: dict[str, Kind] = {
     "vit_incremental": _train("vit", "mlp"),
     "full_finetune": _train("vit", "mlp", "language"),
     "evaluate": Kind(
-        "evaluate", 2, EvaluateParams, "stages.evaluate.run:evaluate", parents={"prepare": (0, 1), "train": (0, 8)},
+        "evaluate",
+        2,
+        EvaluateParams,
+        "stages.evaluate.run:evaluate",
+        parents={"prepare": (0, 1), "train": (0, 8)},
         ordered=True,
-    ),  # fmt: skip
+        reads={"train": "*.json"},
+    ),
     "scaling": Kind(
         "scaling", 1, ScalingParams, "stages.scaling:scaling", parents={"evaluate": (1, MANY)}, collects=True
     ),
-    "export": Kind(
-        "export", 2, ExportParams, "stages.export:export", parents={"train": (1, 1), "evaluate": (0, MANY)}
-    ),  # fmt: skip
+    "export": Kind("export", 2, ExportParams, "stages.export:export", parents={"train": (1, 1), "evaluate": (0, MANY)}),
 }

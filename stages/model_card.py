@@ -70,13 +70,20 @@ class Evaluation:
         return list(dict.fromkeys(task for table in self.tables.values() for task in table))
 
 
-def read_evaluation(evaluated: Input, trained: str) -> Evaluation:
-    """What an evaluation says of stage `trained`, perhaps one of several that it asked. DataError where it did not."""
+def read_evaluation(evaluated: Input, stage: Input) -> Evaluation:
+    """What an evaluation says of a trained stage, perhaps one of several that it asked. DataError where it did not.
+
+    The stage is known by its fingerprint, for names may have changed since; by name in results without fingerprints.
+    """
+    trained = stage.name
     path, asked = evaluated.folder / "evaluation.json", evaluated.params.get("needs", ())
     if path.is_file():
         found = json.loads(path.read_text(encoding="utf-8"))
         asked = found.get("checkpoints") or [found["stage"]]
-        if trained in asked:
+        digests = found.get("fingerprints") or []
+        if len(digests) == len(asked) and stage.fingerprint in digests:
+            return _of_one(evaluated.name, found, asked[digests.index(stage.fingerprint)], len(asked) > 1)
+        if not digests and trained in asked:
             return _of_one(evaluated.name, found, trained, len(asked) > 1)
     elif trained in asked:  # one of before there were forms of a question
         return Evaluation(evaluated.name, {"direct": json.loads((evaluated.folder / "scores.json").read_text())})

@@ -4,13 +4,15 @@ Every figure is one that an evaluation measured: a point is (N_vision, N_languag
 of one evaluation. N are all parameters of the vision encoder and of the language model (embeddings and head included,
 the projector in neither), D what the evaluated stage itself trained on, not the stages before it. Invariant: the points
 that the law is to predict are set aside before anything is fitted, and every point says in the result which it was; a
-law that the points do not determine is refused with the reason, and nothing is predicted without a band.
+law that the points do not determine is refused with the reason, and nothing is predicted without a band. Which points
+are held out, and what is fitted, does not depend on the order in which they are named.
 
 Result: scaling.json, points.csv, loss.svg; predicted.svg where there is a law, test_time.svg where samples were drawn.
 """
 
 import csv
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ import numpy as np
 
 from modeling.errors import DataError
 from stages.io import Input, StageIO
-from stages.scaling_fit import AXES, Law, Undetermined, fit_curve, fit_law
+from stages.scaling_fit import AXES, LEAST_VALUES, Law, Undetermined, fit_curve, fit_law
 from stages.scaling_plot import draw_losses, draw_predictions, draw_test_time
 
 EVALUATION = "evaluation.json"
@@ -30,19 +32,23 @@ Point = dict[str, Any]
 def scaling(io: StageIO) -> None:
     """Read the evaluations, fit, predict what was left out, and store all of it."""
     params = io.params
-    points = [read_point(item, params.task, params.data, params.prompt) for item in distinct(io.inputs)]
-    for point, part in zip(points, roles(points, params.holdout, params.seed), strict=True):
+    found = [read_point(item, params.task, params.data, params.prompt) for item in distinct(io.inputs)]
+    points, aside = parted(found)
+    ordered = sorted(points, key=lambda point: point["fingerprint"])
+    for point, part in zip(ordered, roles(ordered, params.holdout, params.seed), strict=True):
         point["part"] = part
     law, refused = None, ""
     try:
-        law = _fitted(points, params)
+        law = _fitted(ordered, params)
     except Undetermined as error:
         refused = str(error)
     curves = [curve for point in points for curve in test_time(point, params)]
+    described = describe(law, points) if law else {"refused": refused}  # which adds to the points
     told = {
         "points": [{k: v for k, v in point.items() if k != "curves"} for point in points],
+        "set_aside": aside,
         "task": params.task, "data": params.data, "band": params.band,
-        "law": describe(law, points) if law else {"refused": refused},
+        "law": described,
         "curves": curves,
     }  # fmt: skip
     folder = io.scratch / "result"
@@ -70,6 +76,11 @@ def read_point(item: Input, task: str, data: str, prompt: str | None) -> Point:
     """One evaluation as a point. Raises DataError where it has not what a point needs."""
     found = json.loads((item.folder / EVALUATION).read_text())
     where = f"stages.{item.name}"
+    if len(asked := found.get("checkpoints") or ()) > 1:
+        raise DataError(
+            f"asks {len(asked)} checkpoints ({', '.join(asked)}), and a point is one of them", where=where,
+            remedy="need evaluations of one trained stage each",
+        )  # fmt: skip
     trained = found.get("trained")
     if trained is None:
         raise DataError(
@@ -85,7 +96,7 @@ def read_point(item: Input, task: str, data: str, prompt: str | None) -> Point:
         raise DataError(f"has no prompt '{prompt}'", where=where, remedy=f"choose one of {', '.join(tables)}")
     table = tables[prompt or next(iter(tables))]
     return {
-        "evaluation": item.name, "stage": found["stage"],
+        "evaluation": item.name, "fingerprint": item.fingerprint, "stage": found["stage"],
         "vision": found["parameters"]["vision"], "language": found["parameters"]["language"], "data": trained[data],
         "samples": trained["samples"], "tokens": trained["tokens"], "steps": trained["steps"],
         "fraction": trained["fraction"], "loss": loss[task]["nats"], "loss_tokens": loss[task]["tokens"],
@@ -94,25 +105,51 @@ def read_point(item: Input, task: str, data: str, prompt: str | None) -> Point:
     }  # fmt: skip
 
 
+def parted(points: list[Point]) -> tuple[list[Point], list[dict[str, Any]]]:
+    """(points that can be used, those of runs that diverged and why). Raises DataError where none can be used."""
+    used, aside = [], []
+    for point in points:
+        loss = point["loss"]
+        if isinstance(loss, int | float) and math.isfinite(loss) and loss > 0:
+            used.append(point)
+            continue
+        reason = f"its loss is {loss}, and a law of it needs a number above 0"
+        aside.append({"evaluation": point["evaluation"], "stage": point["stage"], "reason": reason})
+    if not used:
+        raise DataError(
+            f"no loss can be used: {aside[0]['reason']}", where=f"stages.{aside[0]['evaluation']}",
+            remedy="look at the training of what it evaluates (stageline report), e.g. with a lower lr",
+        )  # fmt: skip
+    return used, aside
+
+
 def roles(points: list[Point], holdout: Any, seed: int) -> list[str]:
     """The part of each point, `fit` or `held out`: the largest is held out, and some drawn from the rest; at most a
-    quarter of all. Largest: by the product of its axes, so of a grid the corner with the most of everything."""
+    quarter of all, and none that takes an axis below the values that its term needs. Largest: by the product of its
+    axes, so of a grid the corner with the most of everything."""
     ranks = np.array([[point[axis] for axis in AXES] for point in points], float)
     ranks = ranks / ranks.max(axis=0)
     order = np.lexsort((np.arange(len(points)), ranks.prod(axis=1)))
     out, rest, most = ["fit"] * len(points), list(order), len(points) // 4
-    if holdout.largest and most:
-        out[rest.pop()] = "held out"
+
+    def spared(i: int) -> bool:
+        kept = [point for j, point in enumerate(points) if j != i and out[j] == "fit"]
+        counts = [(len({p[axis] for p in points}), len({p[axis] for p in kept})) for axis in AXES]
+        return all(left >= LEAST_VALUES or values < LEAST_VALUES for values, left in counts)
+
+    if holdout.largest and most and (largest := next(filter(spared, reversed(rest)), None)) is not None:
+        out[largest] = "held out"
+        rest.remove(largest)
     drawn = min(holdout.random, most - out.count("held out"))
-    for i in np.random.default_rng(seed).permutation(len(rest))[:drawn]:
-        out[rest[i]] = "held out"
+    for i in np.random.default_rng(seed).permutation(len(rest)):
+        if drawn > 0 and spared(rest[i]):
+            out[rest[i]] = "held out"
+            drawn -= 1
     return out
 
 
 def _fitted(points: list[Point], params: Any) -> Law:
     used = [point for point in points if point["part"] == "fit"]
-    if any(not point["loss"] > 0 for point in used):
-        raise Undetermined("a loss is not above 0")
     return fit_law(
         used, [point["loss"] for point in used], delta=params.huber_delta, starts=params.starts, refits=params.refits,
         band=params.band, seed=params.seed,
@@ -165,8 +202,11 @@ def test_time(point: Point, params: Any) -> list[dict[str, Any]]:
             values = [curve.predict(samples) for samples in at]
             names = ("accuracy", "low", "high")
             drawn = {name: [value[i] for value in values] for i, name in enumerate(names)}
-            theta = dict(zip(("limit", "gap", "exponent"), map(float, curve.theta), strict=True))
-            out.append(told | {"fit": theta | {"samples": at, "measured_to": curve.largest, **drawn}})
+            found = curve.coefficients()
+            theta = {name: its["value"] for name, its in found.items()}
+            bands = {name: [its["low"], its["high"]] for name, its in found.items()}
+            fit = theta | {"bands": bands, "samples": at, "measured_to": curve.largest, **drawn}
+            out.append(told | {"fit": fit})
     return out
 
 
@@ -187,6 +227,7 @@ def lines(told: dict[str, Any]) -> list[str]:
     law, points = told["law"], told["points"]
     held = sum(point["part"] == "held out" for point in points)
     out = [f"{len(points)} points, {held} of them held out; loss of {told['task']}, D in {told['data']}"]
+    out += [f"set aside {row['evaluation']}: {row['reason']}" for row in told["set_aside"]]
     if "refused" in law:
         return [*out, f"no law of the loss: {law['refused']}"]
     out.append(law["formula"])

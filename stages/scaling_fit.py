@@ -7,7 +7,7 @@ The first is approach 3 of Hoffmann et al. 2022 (arXiv 2203.15556, section 3.3) 
 Huber loss on the residuals of log L, L-BFGS from many starts. Invariant: no value without a band. They are bootstrapped
 over residuals, widened by sqrt(n / (n - k)) for the k parameters that the residuals were fitted with: resampling points
 would tear holes into a grid of a few values an axis. A term whose axis has fewer than three values is left out, and
-said to be; with fewer than k + 2 points there is no law at all (Undetermined).
+said to be; with fewer than k + 2 points, or axes that grow together, there is no law at all (Undetermined).
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,6 +20,7 @@ AXES = ("vision", "language", "data")
 LETTERS = {"vision": "A", "language": "B", "data": "C"}
 STEEPEST = 4.0  # largest exponent that is looked for
 LEAST_VALUES = 3  # of an axis, for its term
+MOST_CONDITION = 10.0  # of the axes' logs, each of one length: two of them correlate by .98
 FINALISTS = 3  # of the starts, followed to the end
 ROUGH = 0.1  # the Huber loss's delta until then
 
@@ -42,7 +43,7 @@ class Law:
     refits: np.ndarray
     residuals: np.ndarray
     band: float
-    ranges: dict[str, tuple[float, float]]  # of the points it was fitted on
+    ranges: dict[str, tuple[float, float]]  # of the points it was fitted on, also of axes without a term
 
     def predict(self, point: Mapping[str, float], *, measured: bool = True) -> tuple[float, float, float]:
         """(loss, low, high) at {axis: value}. measured: the band of a loss as it would be measured there, with the
@@ -57,7 +58,7 @@ class Law:
 
     def outside(self, point: Mapping[str, float]) -> list[str]:
         """The axes along which a point lies beyond the points of the fit."""
-        return [a for a in self.terms if not self.ranges[a][0] <= point[a] <= self.ranges[a][1]]
+        return [a for a in AXES if not self.ranges[a][0] <= point[a] <= self.ranges[a][1]]
 
     def coefficients(self) -> dict[str, dict[str, float]]:
         """{E, A, a, ...: {value, low, high}} as the formula has them."""
@@ -109,16 +110,31 @@ def fit_law(
         raise Undetermined(f"{n} points for {k} parameters ({', '.join(terms)}), and at least {k + 2} are needed")
     centre = {axis: float(columns[axis].mean()) for axis in terms}
     x = np.stack([columns[axis] - centre[axis] for axis in terms], axis=1)
+    _check_apart(x, terms)
     rng = np.random.default_rng(seed)
-    theta = _best(x, log_loss, delta, _starts(rng, starts, len(terms), log_loss))
+    valleys = _descend(x, log_loss, delta, _starts(rng, starts, len(terms), log_loss))
+    theta = valleys[0]
+    others = [one for one in valleys[1:] if not np.allclose(one, theta, rtol=1e-2, atol=1e-2)]
     fitted = _log_loss(theta, x)
     residuals = (log_loss - fitted) * np.sqrt(n / (n - k))
     samples = []
     for _ in range(refits):
         drawn = fitted + rng.choice(residuals, n)
-        samples.append(_best(x, drawn, delta, [theta]))
-    ranges = {axis: (float(np.exp(columns[axis].min())), float(np.exp(columns[axis].max()))) for axis in terms}
+        samples.append(_descend(x, drawn, delta, [theta, *others])[0])
+    ranges = {axis: (min(point[axis] for point in points), max(point[axis] for point in points)) for axis in AXES}
     return Law(terms, left_out, centre, theta, np.array(samples), residuals, band, ranges)
+
+
+def _check_apart(x: np.ndarray, terms: tuple[str, ...]) -> None:
+    """Raises Undetermined where axes grow together: what one of them does cannot be told from what the other does."""
+    lengths = x / np.linalg.norm(x, axis=0)
+    if np.linalg.cond(lengths) <= MOST_CONDITION:
+        return
+    alike = lengths.T @ lengths
+    i, j = divmod(int(np.argmax(np.abs(np.triu(alike, 1)))), len(terms))
+    raise Undetermined(
+        f"{' and '.join(terms)} do not vary independently ({terms[i]} and {terms[j]} correlate by {alike[i, j]:.2f})"
+    )
 
 
 def _log_loss(theta: np.ndarray, x: np.ndarray) -> np.ndarray:
@@ -167,7 +183,8 @@ def _starts(rng: np.random.Generator, count: int, terms: int, log_loss: np.ndarr
     return out
 
 
-def _best(x: np.ndarray, log_loss: np.ndarray, delta: float, starts: Sequence[np.ndarray]) -> np.ndarray:
+def _descend(x: np.ndarray, log_loss: np.ndarray, delta: float, starts: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """theta at the ends of the most promising starts, the best one first."""
     top = float(log_loss.max())
     bounds = [(top - 20, top), *((top - 20, top + 5), (0.0, STEEPEST)) * x.shape[1]]
     low, high = np.array(bounds).T
@@ -181,7 +198,8 @@ def _best(x: np.ndarray, log_loss: np.ndarray, delta: float, starts: Sequence[np
     if len(starts) > FINALISTS:  # a wide Huber loss is smooth, and leads into the same valleys
         rough = sorted((descend(start, ROUGH, 60) for start in starts), key=lambda result: result.fun)
         starts = [result.x for result in rough[:FINALISTS]]
-    return min((descend(start, delta, 500) for start in starts), key=lambda result: result.fun).x
+    found = sorted((descend(start, delta, 500) for start in starts), key=lambda result: result.fun)
+    return [result.x for result in found]
 
 
 @dataclass(frozen=True)
@@ -192,6 +210,15 @@ class Curve:
     refits: np.ndarray
     band: float
     largest: float
+
+    def coefficients(self) -> dict[str, dict[str, float]]:
+        """{limit, gap, exponent: {value, low, high}}: p, q and r."""
+        low, high = np.quantile(self.refits, [(1 - self.band) / 2, (1 + self.band) / 2], axis=0)
+        names = ("limit", "gap", "exponent")
+        return {
+            n: {"value": float(v), "low": float(lo), "high": float(hi)}
+            for n, v, lo, hi in zip(names, self.theta, low, high, strict=True)
+        }
 
     def predict(self, samples: float) -> tuple[float, float, float]:
         """(accuracy, low, high) of the law with so many samples of each question."""

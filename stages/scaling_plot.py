@@ -45,16 +45,16 @@ class Scale:
 
     def ticks(self) -> list[float]:
         """Round values, about five."""
-        if self.logarithmic:
-            low, high = 10**self.low, 10**self.high
+        low, high = (10**self.low, 10**self.high) if self.logarithmic else (self.low, self.high)
+        if self.logarithmic and high > 4 * low:
             steps = (1, 2, 5) if self.high - self.low < 2 else (1,)
             decades = range(math.floor(self.low), math.ceil(self.high) + 1)
             found = [step * 10.0**power for power in decades for step in steps]
             return [value for value in found if low <= value <= high]
-        rough = (self.high - self.low) / 5
+        rough = (high - low) / 5
         unit = 10 ** math.floor(math.log10(rough))
         step = next(unit * n for n in (1, 2, 5, 10) if unit * n >= rough)
-        return [step * i for i in range(math.ceil(self.low / step), math.floor(self.high / step) + 1)]
+        return [step * i for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
 
 class Figure:

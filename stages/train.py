@@ -31,6 +31,7 @@ from modeling.packing import balance
 from modeling.presets import resolve
 from modeling.schedule import learning_rate
 from modeling.shards import ShardReader
+from modeling.template import DEFAULT_SYSTEM
 from modeling.zero import zero_stage
 from stages.errors import Diverged
 from stages.io import ResumePoint, Signal, StageIO
@@ -297,7 +298,9 @@ class Trainer:
             folder = Path(self.io.scratch) / "model"
             save_model(self.model, self.tokenizer, folder, self.tile_size, state)
             about = self.about(steps)
-            (folder / TRAINED).write_text(json.dumps(about, indent=1))
+            system = self.io.sources[data_parent(self.io).params["data"]].system
+            told = about | {"system": DEFAULT_SYSTEM if system is None else system}  # for export's chat template
+            (folder / TRAINED).write_text(json.dumps(told, indent=1))
             summary = {"steps": steps, "loss": finite(loss), "world": self.io.world, "zero": self.engine.zero}
             self.io.complete(folder, summary | about, self.train_s)
         dist.barrier()

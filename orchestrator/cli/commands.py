@@ -80,7 +80,7 @@ def status(options: argparse.Namespace) -> int:
     titles = ("stage", "kind", "status", "step", "loss", "checkpoint", "attempts", "goodput", "steps lost", "resume")
     for title in (*titles, "last failure"):
         table.add_column(title, overflow="fold")
-    accounts = []
+    accounts = {}
     for name, stage in experiment.stages.items():
         if name not in known:
             table.add_row(name, stage.kind_name, "not run yet")
@@ -93,7 +93,7 @@ def status(options: argparse.Namespace) -> int:
         status = word(state)
         goodput = sums.goodput(time.time() if status in ("claimed", "running") else None)
         if stage.kind.trains:
-            accounts.append(sums)
+            accounts[prefix] = sums  # names that share a result count once
         causes = ", ".join(f"{count} {cause}" for cause, count in sums.causes.items())
         table.add_row(
             name, stage.kind_name, status,
@@ -108,11 +108,11 @@ def status(options: argparse.Namespace) -> int:
         )  # fmt: skip
     console = console_for_output()
     console.print(table)
-    wall, useful = sum(sums.wall_s() for sums in accounts), sum(sums.useful_s for sums in accounts)
+    wall, useful = sum(its.wall_s() for its in accounts.values()), sum(its.useful_s for its in accounts.values())
     if wall:
         console.print(
             f"training: goodput {useful / wall:.3f} ({duration(useful)} of steps that count in {duration(wall)} since "
-            f"each stage was first claimed), {sum(sums.steps_lost for sums in accounts)} steps lost"
+            f"each stage was first claimed), {sum(sums.steps_lost for sums in accounts.values())} steps lost"
         )
     return 0
 
@@ -133,11 +133,14 @@ def preempt(options: argparse.Namespace) -> int:
     """A notice as a cloud gives it, to every training stage that runs: through storage, to try out what follows."""
     experiment = load_spec(options.experiment, options.overrides)
     store = reachable(experiment)
-    known, told = read_mappings(store, experiment.name), []
+    known, told, asked = read_mappings(store, experiment.name), [], set()
     for name, stage in experiment.stages.items():
         if name not in known or not stage.kind.trains or options.stage not in (None, name):
             continue
         prefix = stage_prefix(stage.kind.base, known[name]["fingerprint"])
+        if prefix in asked:
+            continue  # another name of a stage that was told
+        asked.add(prefix)
         state = Ledger(store, prefix).state()
         if word(state) == "running":
             ask_to_stop(store, prefix, state.token, options.deadline, "preempted by stageline preempt")

@@ -4,6 +4,7 @@ It writes an ordinary experiment file beside its results, and runs it: killed, i
 """
 
 import argparse
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import yaml
 
 from modeling.errors import UserError
 from orchestrator.cli.run import run
+from orchestrator.spec import NAME
 
 FORMATS = {".tsv": "tsv", ".jsonl": "jsonl", ".json": "jsonl", ".parquet": "mmmu"}
 
@@ -24,6 +26,8 @@ def arguments(sub: argparse.ArgumentParser) -> None:
     text = "samples of each question, of which votes, pass@k and re-ranking are counted (default 0: greedy only)"
     sub.add_argument("--samples", type=int, default=0, metavar="N", help=text)
     sub.add_argument("--temperature", type=float, default=0.7)
+    text = "of an answer, for every prompt (default: 1024, and for direct 16, or 100 for texts and regions)"
+    sub.add_argument("--max-new-tokens", type=int, metavar="N", help=text)
     sub.add_argument("--limit", type=int, metavar="N", help="questions of each task")
     text = "what an answer that cannot be read counts as: none is wrong; random draws, as old parsers do"
     sub.add_argument("--fallback", choices=("none", "random"), default="none", help=text)
@@ -40,18 +44,31 @@ def evaluate(options: argparse.Namespace) -> int:
     if not (folder / "config.json").is_file():
         raise UserError("is no model folder: it has no config.json", where=options.model,
                         remedy="give a folder that stageline export wrote")  # fmt: skip
+    experiment = _experiment(options, folder)
     output.mkdir(parents=True, exist_ok=True)
     path = output / "eval.yaml"
-    path.write_text(yaml.safe_dump(_experiment(options, folder), sort_keys=False, allow_unicode=True))
+    _write(path, yaml.safe_dump(experiment, sort_keys=False, allow_unicode=True))
     print(f"{path}: what is run; edit it and use stageline run for more")
     options.experiment, options.overrides, options.grace = str(path), [], 0.0
     return run(options)
 
 
+def _write(path: Path, text: str) -> None:
+    """What is there and differs may have been edited: it is kept beside the new one."""
+    if path.exists():
+        if path.read_text(encoding="utf-8") == text:
+            return
+        kept = next(name for n in count(1) if not (name := path.with_name(f"{path.name}.{n}")).exists())
+        path.rename(kept)
+        print(f"{kept}: what {path} was before; it differs")
+    path.write_text(text, encoding="utf-8")
+
+
 def _experiment(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     prompts = [name.strip() for name in options.prompts.split(",") if name.strip()]
+    words = {} if options.max_new_tokens is None else {"max_new_tokens": options.max_new_tokens}
     stage: dict[str, Any] = {
-        "kind": "evaluate", "model": "model", "sets": [], "prompts": {name: {} for name in prompts},
+        "kind": "evaluate", "model": "model", "sets": [], "prompts": {name: dict(words) for name in prompts},
         "fallback": options.fallback, "fallback_seed": options.seed,
         "resources": {"workers": options.workers, "cpus": options.cpus, "gpus": options.gpus},
     }  # fmt: skip
@@ -64,6 +81,12 @@ def _experiment(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         name, equals, path = given.partition("=")
         if not equals or not path:
             raise UserError(f"--set {given}", where="eval", remedy="write --set NAME=PATH, e.g. mmmu=data/mmmu.parquet")
+        if not NAME.fullmatch(name):
+            raise UserError(f"{name!r} is not a valid name of a set", where=f"--set {given}",
+                            remedy="use only a-z, 0-9, _ and -")  # fmt: skip
+        if name in sets:
+            raise UserError(f"the set '{name}' is given twice", where=f"--set {given}",
+                            remedy="give each a name of its own")  # fmt: skip
         kind = options.format or FORMATS.get(Path(path).suffix)
         if kind is None:
             raise UserError(f"the format of {path} is not known", where="--set", remedy="add --format mmmu|tsv|jsonl")

@@ -77,7 +77,8 @@ def build(served: Served) -> Any:
                 votes = gr.HTML(elem_id="votes")
                 responses = gr.HTML(elem_id="responses")
         inputs = [pictures, question, form, samples, temperature, kind, longest, seed]
-        gr.on([button.click, question.submit], asked, inputs, [answer, votes, responses], api_name=False)
+        gr.on([button.click, question.submit], asked, inputs, [answer, votes, responses], api_name=False,
+              api_visibility="private")  # fmt: skip
     return page
 
 
@@ -131,6 +132,7 @@ def serve(served: Served, host: str, port: int) -> None:
         signal.signal(number, lambda *_: ended.set())
     with TemporaryDirectory() as uploads:
         os.environ |= {"GRADIO_TEMP_DIR": uploads, "GRADIO_ANALYTICS_ENABLED": "False"}
+        os.environ.pop("GRADIO_ALLOWED_PATHS", None)  # it would serve folders that nobody asked to be served
         gr = _gradio()  # which reads these when it is imported
 
         page = build(served)
@@ -142,14 +144,15 @@ def serve(served: Served, host: str, port: int) -> None:
             css=CSS, theme=gr.themes.Default(**fonts), footer_links=[], run_history=False, ssr_mode=False, pwa=False,
             mcp_server=False, enable_monitoring=False, max_file_size="50mb",
         )  # fmt: skip
-        print(f"{served.title} at http://{host}:{port} (Ctrl-C ends it)", flush=True)
+        print(f"{served.title} at http://{f'[{host}]' if ':' in host else host}:{port} (Ctrl-C ends it)", flush=True)
         ended.wait()
         page.close(verbose=False)
 
 
 def _free(host: str, port: int) -> None:
     try:
-        with socket.create_server((host, port)):
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        with socket.create_server((host, port), family=family):
             pass
     except (OSError, OverflowError) as error:
         raise UserError(f"{host}:{port} cannot be served: {error}", remedy="name another with --port") from error

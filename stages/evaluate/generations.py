@@ -9,18 +9,20 @@ answers. Bumping VERSION makes all parts anew.
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from modeling.errors import DataError
 from stages.evaluate import score
 from stages.evaluate.ensemble import Rule
 from stages.evaluate.items import Item
 from stages.evaluate.questions import Asked, opened
 from stages.io import Folder
 
-VERSION = 1
+VERSION = 2
 ROWS = 128  # answers of a part
 AT_ONCE = 2  # samples of a question, where it stops by itself
 MAX_TILES = 512  # asked at once, where a question alone has no more: 1.2 GB of pixels at 448×448
@@ -49,6 +51,7 @@ class Part:
     cache: Folder
     batch: int
     threads: int
+    gpus: int = 0
     data: Callable[[], Path] | None = None
     texts: tuple[tuple[str, ...], ...] = ()
 
@@ -57,7 +60,7 @@ class Part:
         asked = [[one.key, one.content, one.text, one.system, one.frames, one.tiles, one.tile_tie]
                  for one in self.questions]  # fmt: skip
         told = [VERSION, self.do, self.model.fingerprint, asked, self.settings, self.texts]
-        return hashlib.sha256(json.dumps(told, sort_keys=True, ensure_ascii=False).encode()).hexdigest() + ".jsonl"
+        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest() + ".jsonl"
 
 
 @dataclass(frozen=True)
@@ -97,7 +100,7 @@ def encode(made: Sequence[Any]) -> bytes:
 
 
 def decode(data: bytes) -> list[Any]:
-    return [json.loads(line) for line in data.decode("utf-8", "surrogatepass").splitlines() if line]
+    return [json.loads(line) for line in data.decode("utf-8", "surrogatepass").split("\n") if line]
 
 
 def until_settled(
@@ -150,17 +153,22 @@ class Evaluator:
         from modeling.generate import Question
         from stages.evaluate import rerank
 
-        model, tokenizer, sampler = self._model(part.model, part.settings.get("engine", "transformers"))
+        model, tokenizer, sampler = self._model(part)
         asked = [part.questions[i] for i in chosen]
-        side = model.config.vision_config.image_size[0]
+        side = sampler.side if model is None else model.config.vision_config.image_size[0]
         questions: list[Question] = [opened(one, part.data, side) for one in asked]
         (system,) = {one.system for one in asked}
         if part.do in ("generate", "live"):
             how = {k: part.settings[k] for k in ("max_new_tokens", "temperature", "top_p", "samples", "seed")}
 
             def draw(places: Sequence[int], samples: Sequence[int]) -> list[list[Any]]:
-                keys = [asked[i].key for i in places]
-                return sampler([questions[i] for i in places], keys, system=system, **how | {"samples": samples})
+                keys, out = [asked[i].key for i in places], [[] for _ in places]
+                for start in range(0, len(samples), part.batch):  # a batch holds no more rows than it is asked to
+                    some = how | {"samples": list(samples[start : start + part.batch])}
+                    for row, more in zip(out, sampler([questions[i] for i in places], keys, system=system, **some)):
+                        row += more
+                _check_finite(part.model, out)
+                return out
 
             if part.do == "live":
                 found = until_settled([one.item for one in asked], draw, Rule(*part.settings["rule"]))
@@ -172,24 +180,33 @@ class Evaluator:
             return [list(one) for one in judging.answer_loss(model, tokenizer, questions, answers, system=system)]
         texts = [part.texts[i] for i in chosen]
         kind, prompt = part.settings["kind"], part.settings["prompt"]
-        return rerank.judged(kind, prompt, model, tokenizer, questions, texts, system=system, batch=part.batch)
+        pairs = max(1, min(part.batch, MAX_TILES // max(1, *(one.tiles for one in asked))))
+        return rerank.judged(kind, prompt, model, tokenizer, questions, texts, system=system, batch=pairs)
 
-    def _model(self, model: Model, engine: str) -> tuple[Any, Any, Callable[..., Any]]:
+    def _model(self, part: Part) -> tuple[Any, Any, Any]:
+        """(model, tokenizer, sampler); under vLLM, which has the weights itself, no model."""
         from functools import partial
 
         from modeling.generate import device
         from modeling.internvl import load_model
         from modeling.sampling import sample
 
+        model, engine = part.model, part.settings.get("engine", "transformers")
         if self._loaded is None or self._loaded[:2] != (model.fingerprint, engine):
             self._loaded = None  # first, or two models lie in memory
-            folder = model.open()
-            loaded, tokenizer = load_model(folder)
             if engine == "vllm":
                 from modeling.vllm_engine import VllmEngine
 
-                self._loaded = (model.fingerprint, engine, (loaded, tokenizer, VllmEngine(folder).sample))
+                found = VllmEngine(model.open(), tensor_parallel_size=max(1, part.gpus))
+                self._loaded = (model.fingerprint, engine, (None, found.tokenizer, found))
             else:
+                loaded, tokenizer = load_model(model.open())
                 loaded.to(device())  # pyright: ignore[reportArgumentType]
                 self._loaded = (model.fingerprint, engine, (loaded, tokenizer, partial(sample, loaded, tokenizer)))
         return self._loaded[2]
+
+
+def _check_finite(model: Model, rows: Sequence[Sequence[Any]]) -> None:
+    if any(not math.isfinite(one.logprob) for row in rows for one in row):
+        raise DataError("its logits are not finite", where=f"the checkpoint {model.name}",
+                        remedy="the training has diverged: train it again, with a lower lr for one")  # fmt: skip

@@ -13,7 +13,6 @@ refused: it would be a slip of the pen.
 
 import difflib
 import json
-import os
 from collections.abc import Iterator
 from typing import Any, get_args
 
@@ -29,6 +28,7 @@ from stages.evaluate.records import (
     placed,
     references_of,
     right_letters,
+    stems,
     with_options,
     with_video,
 )
@@ -43,8 +43,7 @@ KINDS: tuple[AnswerKind, ...] = get_args(AnswerKind)
 
 
 def items(name: str, params: EvalSet, paths: list[str]) -> Iterator[Item]:
-    for path in paths:
-        stem = os.path.splitext(os.path.basename(path))[0]
+    for path, stem in zip(paths, stems(paths)):
         task, prefix = (name, "") if len(paths) == 1 else (f"{name}/{stem}", f"{stem}/")
         for place, record in objects(path, params.endpoint_url):
             yield _item(params, place, record, task, prefix)
@@ -57,7 +56,7 @@ def _item(params: EvalSet, place: Place, record: dict[str, Any], task: str, pref
     question, language = _text(record, "question", place), _language(record, place, params.language)
     options = options_of(record.get("options"), place)
     boxes = _boxes(record, place)
-    references = boxes or references_of(record.get("answer"), place)
+    references = boxes or references_of(record.get("answer"), place, literal=False)
     kind, metric = _form(params, place, record, options, boxes, references)
     if kind == "choice":
         if not options:
@@ -143,6 +142,9 @@ def _history(record: dict[str, Any], place: Place) -> tuple[dict[str, str], ...]
         if not keys or "<image>" in turn["value"]:
             remedy = "give turns {from: human or gpt, value: text} without pictures, which stand in the question"
             raise place.wrong("history", f"has {str(turn)[:80]!r}", remedy)
+    if turns and turns[-1]["from"] == "human":
+        remedy = "end it with the answer of gpt; the question itself stands in `question`"
+        raise place.wrong("history", "ends with a turn of human", remedy)
     return tuple({"from": turn["from"], "value": turn["value"]} for turn in turns)
 
 

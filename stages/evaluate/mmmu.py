@@ -38,7 +38,7 @@ _ID = re.compile(r"(?:dev|validation|test)_(.+)_\d+")
 
 def chosen(paths: list[str]) -> list[str]:
     """Of files of several splits, those of the validation split."""
-    splits = {path: os.path.basename(path).partition("-")[0] for path in paths}
+    splits = {path: re.split("[-.]", os.path.basename(path))[0] for path in paths}
     if "validation" in splits.values() and set(splits.values()) & {"dev", "test"}:
         return [path for path in paths if splits[path] == "validation"]
     return paths

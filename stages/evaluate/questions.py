@@ -5,16 +5,20 @@ Invariant: `content` says what is asked (whatever a picture or a text of it chan
 it may be given to any other stage that asks the same. Pictures stay where they are until a worker opens them.
 """
 
+import hashlib
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from modeling.errors import DataError
 from modeling.generate import Question
 from modeling.shards import ShardReader
 from modeling.tiles import Tie, frame_indices, split_image
+from stages.evaluate.extract import extract
 from stages.evaluate.items import Item, Media
 from stages.evaluate.prompts import asked
 from stages.evaluate.readers import read_set, set_digest
@@ -24,6 +28,9 @@ from stages.plan_packs import parent
 
 DIRECT = "direct"
 LONG = 1024  # tokens of an answer that is thought out
+OPTION = re.compile(r"^\(?([A-Z])[.):] *(\S.*)$", re.MULTILINE)
+METRIC_OF = {"box": "iou", "number": "number", "choice": "choice", "yes_no": "yes_no", "text": "exact"}
+SHORT = {"box": 100, "text": 100}  # of a direct one, by kind, as in the official code (DocVQA, RefCOCO); others: 16
 
 
 @dataclass(frozen=True)
@@ -48,6 +55,7 @@ class Asked:
 def all_asked(io: StageIO) -> Iterator[tuple[Asked, str]]:
     """Every question in every form, and the name of its prompt. Raises as readers do."""
     items = [*_prepared(io), *_of_sets(io)]
+    _check_tasks(io, items)
     for name, prompt in io.params.prompts.items():
         for one in items:
             given = prompt
@@ -59,10 +67,37 @@ def all_asked(io: StageIO) -> Iterator[tuple[Asked, str]]:
                 yield replace(one, variant=variant, text=text, frames=frames, tiles=frames or one.tiles), name
 
 
-def longest(params: Any, name: str) -> int:
+def _check_tasks(io: StageIO, items: Sequence[Asked]) -> None:
+    """Rows of two origins would be one row of a table; answers to a task that nobody asks are a slip of the pen."""
+    origins: dict[str, set[str]] = {}
+    for one in items:
+        origin = "prepared data" if one.row is not None else one.key.split("/", 1)[0]
+        origins.setdefault(one.item.task, set()).add(origin)
+    for task, found in origins.items():
+        if len(found) > 1:
+            raise DataError(f"the task '{task}' comes from {' and from '.join(sorted(found))}",
+                            where=f"stages.{io.stage}", remedy="give the set, or the task, another name")  # fmt: skip
+    prepared = {one.item.task for one in items if one.row is not None}
+    for task in io.params.answers:
+        if task not in prepared:
+            raise DataError(f"no prepared question is of the task '{task}'", where=f"stages.{io.stage}.answers",
+                            remedy=f"the tasks are {', '.join(sorted(prepared)) or 'none'}")  # fmt: skip
+
+
+def options_of(question: str) -> dict[str, str]:
+    """Of a choice as prepared data write it: lines "A. text" or "(A) text", from A on without a gap; else none."""
+    found = dict(OPTION.findall(question))
+    letters = [chr(ord("A") + i) for i in range(len(found))]
+    return found if len(found) > 1 and list(found) == letters else {}
+
+
+def longest(params: Any, name: str, asked: Sequence[Asked]) -> int:
     """Tokens that an answer to a prompt may have."""
     given = params.prompts[name].max_new_tokens
-    return given or (params.max_new_tokens if name == DIRECT else LONG)
+    if given is None and name != DIRECT:
+        return LONG
+    of_kinds = max((SHORT.get(one.item.kind, 0) for one in asked if one.row is None), default=0)
+    return given or max(params.max_new_tokens, of_kinds)
 
 
 def _prepared(io: StageIO) -> Iterator[Asked]:
@@ -78,9 +113,13 @@ def _prepared(io: StageIO) -> Iterator[Asked]:
             continue
         *turns, question, last = reader.conversation(row)
         answers = io.params.answers.get(task, Answers())
+        options = options_of(question["value"]) if answers.kind == "choice" else {}
+        reference = last["value"]
+        if options:
+            reference = extract(reference, "choice", options) or reference
         item = Item(
-            reader.index["id"][row], task, question["value"], answers.kind, answers.metric, (last["value"],),
-            max_tiles=int(reader.index["max_tiles"][row]), history=tuple(turns),
+            reader.index["id"][row], task, question["value"], answers.kind, answers.metric or METRIC_OF[answers.kind],
+            (reference,), options, max_tiles=int(reader.index["max_tiles"][row]), history=tuple(turns),
         )  # fmt: skip
         yield Asked(
             f"{item.id}/{row}", f"{data.fingerprint}/{row}", item, "", "", system, int(reader.index["tokens"][row]),
@@ -91,7 +130,11 @@ def _prepared(io: StageIO) -> Iterator[Asked]:
 def _of_sets(io: StageIO) -> Iterator[Asked]:
     for name in io.params.sets:
         params: EvalSet = io.sets[name]
-        digest = json.dumps(set_digest(params), sort_keys=True)
+        found, planned = set_digest(params), io.digests.get(name)
+        if planned is not None and found != planned:
+            raise DataError("was edited after the run was planned", where=f"eval.{name}: {params.path}",
+                            remedy="run again: it is then another set, and asked anew")  # fmt: skip
+        digest = hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()
         counts: dict[str, int] = {}
         for item in read_set(name, params):
             counts[item.task] = counts.get(item.task, 0) + 1
@@ -119,7 +162,6 @@ def opened(one: Asked, data: Callable[[], Path] | None, side: int) -> Question:
         reader = _reader(str(data()))
         _, images = reader.sample(one.row, side)
         return Question(turns, images, one.item.max_tiles, one.tile_tie, bool(reader.index["frames"][one.row]))
-    from modeling.errors import DataError
     from modeling.images import ImageError, decode_rgb
     from modeling.video import VideoError
 
@@ -127,8 +169,10 @@ def opened(one: Asked, data: Callable[[], Path] | None, side: int) -> Question:
         if one.item.video is not None:
             return Question(turns, _frames_of(one, side), one.item.max_tiles, one.tile_tie, True)
         images = [decode_rgb(_bytes(picture, one.endpoint)) for picture in one.item.images]
+    except ConnectionError:  # the store's fault, which passes
+        raise
     except (OSError, ImageError, VideoError) as error:
-        remedy = "mend the file, or take the item out of the set"
+        remedy = "mend the file, or take the item out of the set; it has to be there on every node"
         raise DataError(f"cannot be read: {error}", where=f"{one.item.task}: {one.key}", remedy=remedy) from error
     return Question(turns, images, one.item.max_tiles, one.tile_tie)
 

@@ -11,7 +11,7 @@ has no place is put in front, several as `Image-1: <image>` (the paper's tags, r
 import ast
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +29,7 @@ LONGEST_LIST = 1 << 20  # characters of a list that is written as text; of pictu
 
 _WRITE_JSON = "write one JSON object per line in a .jsonl file, or a list of them in a .json file"
 _NUMBERED = re.compile(r"<image ?(\d{1,2})>")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _OWN_LETTER = re.compile(r"\(?([A-Z])[.):] ?")
 _BY_METRIC: dict[str, AnswerKind] = {"choice": "choice", "yes_no": "yes_no", "iou": "box", "number": "number"}
 METRIC_OF: dict[AnswerKind, str] = {
@@ -85,6 +86,18 @@ def found(path: str, suffixes: tuple[str, ...], endpoint: str | None = None) -> 
         raise DataError(f"cannot read it: {error}", where=path, remedy="check the path and its rights") from error
 
 
+def stems(paths: Sequence[str]) -> list[str]:
+    """A name for each file: that without its ending; where several have the same one, with the folders above it that
+    they do not share, and where these are the same too, with the ending."""
+    folder = os.path.commonpath([folder_of(path) for path in paths]) if paths else ""
+    below = [os.path.relpath(path, folder) for path in paths]
+    for names in ([os.path.basename(path) for path in below], below):
+        bare = [os.path.splitext(name)[0] for name in names]
+        if len(set(bare)) == len(bare):
+            return bare
+    return below
+
+
 def objects(path: str, endpoint: str | None = None) -> Iterator[tuple[Place, dict[str, Any]]]:
     """The records of a .jsonl file (blank lines are none), or of a .json file that holds a list of them."""
     if path.endswith(".json"):
@@ -93,12 +106,14 @@ def objects(path: str, endpoint: str | None = None) -> Iterator[tuple[Place, dic
         for number, record in enumerate(records if isinstance(records, list) else [records], 1):
             if not isinstance(records, list) or not isinstance(record, dict):
                 raise DataError("no list of objects", where=f"{path}: element {number}", remedy=_WRITE_JSON)
-            yield Place(path, f" element {number}"), record
+            place = Place(path, f" element {number}")
+            yield place, _whole(record, place)
         return
     with files.opened(path, endpoint) as file:
         for number, raw in enumerate(file, 1):
             if raw.strip():
-                yield Place(path, str(number)), _parsed(raw.removeprefix(b"\xef\xbb\xbf"), f"{path}:{number}")
+                place = Place(path, str(number))
+                yield place, _whole(_parsed(raw.removeprefix(b"\xef\xbb\xbf"), str(place)), place)
 
 
 def _parsed(raw: bytes, where: str) -> dict[str, Any]:
@@ -106,6 +121,24 @@ def _parsed(raw: bytes, where: str) -> dict[str, Any]:
         return parse_json(raw)
     except Rejection as rejection:
         raise DataError(f"not JSON: {rejection.detail}", where=where, remedy=_WRITE_JSON) from None
+
+
+def _whole(record: dict[str, Any], place: Place) -> dict[str, Any]:
+    """The record, all of whose text is Unicode: JSON can write half a character ("\\ud800"), which no file takes."""
+    for field, value in record.items():
+        if halved(field) or halved(value):
+            name = field.encode(errors="backslashreplace").decode()
+            raise place.wrong(name, "holds half a character (a lone surrogate)", "write the text anew, as UTF-8")
+    return record
+
+
+def halved(value: Any) -> bool:
+    """Whether a text, or one within a list or mapping, holds a lone surrogate."""
+    if isinstance(value, Mapping):
+        return any(halved(one) for pair in value.items() for one in pair)
+    if isinstance(value, list | tuple):
+        return any(halved(one) for one in value)
+    return isinstance(value, str) and not value.isascii() and _SURROGATE.search(value) is not None
 
 
 # -- pictures ------------------------------------------------------------------------------------------
@@ -162,7 +195,7 @@ def listed(value: Any, longest: int = LONGEST_LIST) -> list[Any] | None:
         out = ast.literal_eval(text)
     except (ValueError, SyntaxError, MemoryError, RecursionError):
         return None
-    return out if isinstance(out, list) else None
+    return out if isinstance(out, list) and not halved(out) else None
 
 
 def options_of(value: Any, place: Place, field: str = "options", lettered: bool = False) -> dict[str, str]:
@@ -188,15 +221,24 @@ def with_options(question: str, options: Mapping[str, str]) -> str:
     return "\n".join([question, *(f"{letter}. {text}" for letter, text in options.items())])
 
 
-def references_of(value: Any, place: Place, field: str = "answer") -> tuple[str, ...]:
-    """One text, or those of a list (also written as text), repetitions too: ten are the answers of annotators."""
-    several = listed(value)
+def references_of(value: Any, place: Place, field: str = "answer", literal: bool = True) -> tuple[str, ...]:
+    """One text, or those of a list, repetitions too: ten are the answers of annotators.
+
+    literal: also of a list of quoted texts that is itself written as text; "[0, 1]" is an answer in any case.
+    """
+    several = listed(value) if literal or isinstance(value, list) else None
+    if several is not None and not isinstance(value, list) and not _quoted(several):
+        several = None
     many = [value] if several is None else several
     many = [one for one in many if not isinstance(one, str) or one.strip()]
     if not many or any(one is None or isinstance(one, bool) or not isinstance(one, str | int | float) for one in many):
         found = "is absent" if value is None else f"is {str(value)[:80]!r}"
         raise place.wrong(field, found, "give a text, or a list of texts of which each is right")
     return tuple(str(one).strip() for one in many)
+
+
+def _quoted(several: list[Any]) -> bool:
+    return bool(several) and all(isinstance(one, str) for one in several)
 
 
 def right_letters(answer: str, options: Mapping[str, str], place: Place, field: str = "answer") -> str:

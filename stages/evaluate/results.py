@@ -45,11 +45,11 @@ def write(folder: Path, io: StageIO, answers: Sequence[Any], loss: dict[str, Any
     told: dict[str, Any] = {
         "stage": answers[0].model.name,
         "checkpoints": list(dict.fromkeys(its.model.name for its in answers)),
+        "fingerprints": list(dict.fromkeys(its.model.fingerprint for its in answers)),
         "data": getattr(parent(io, "prepare"), "name", None),
         "sets": list(params.sets),
-        "parameters": _parameters(answers[0].model.open()),
         "tables": tables,
-        "maximum": score.maximum(tables),
+        "maximum": _maximum(answers, tables, several),
         "curves": curves,
         "comparisons": _forms(answers, values) + comparisons,
         "loss": next(iter(loss.values()), {}),
@@ -61,9 +61,22 @@ def write(folder: Path, io: StageIO, answers: Sequence[Any], loss: dict[str, Any
     trained = next((item.folder / "trained.json" for item in checkpoints(io)), None)
     if trained is not None and trained.is_file():
         told["trained"] = json.loads(trained.read_text())
+    known = told.get("trained", {}).get("parameters")
+    told["parameters"] = known or _parameters(answers[0].model.open())
     (folder / "evaluation.json").write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n")
     (folder / "scores.json").write_text(json.dumps(short(tables), indent=1, ensure_ascii=False) + "\n")
     return told
+
+
+def _maximum(answers: Sequence[Any], tables: dict[str, Any], several: bool) -> dict[str, Any]:
+    """Of each checkpoint over the forms in which it was asked, greedily: {task, or "task · checkpoint": row}."""
+    out = {}
+    for model in dict.fromkeys(its.model.name for its in answers):
+        forms = {its.variant: f"{its.variant} · {model}" if several else its.variant
+                 for its in answers if its.model.name == model}  # fmt: skip
+        found = score.maximum({form: tables[name] for form, name in forms.items()})
+        out |= {f"{task} · {model}" if several else task: row for task, row in found.items()}
+    return out
 
 
 def short(tables: dict[str, Any]) -> dict[str, Any]:
@@ -152,11 +165,12 @@ def _samples(its: Any) -> Iterator[dict[str, Any]]:
 
 
 def _scores(its: Any, i: int, j: int, sample: dict[str, Any]) -> dict[str, float]:
-    judged = {name: rows[i][j] for name, rows in (its.scores or {}).items()}
+    """Of a sample by the name of the re-ranker; those that come with it also under the names they were given."""
     free = {"likelihood": sample["logprob"] / max(1, sample["tokens"])}
     if sample["certainty"] is not None:  # vLLM does not know it
         free["certainty"] = sample["certainty"]
-    return free | judged
+    named = {name: free[kind] for name, kind in its.free.items() if kind in free}
+    return free | named | {name: rows[i][j] for name, rows in (its.scores or {}).items()}
 
 
 def _scaling(params: Any, sampled: Sequence[Any]) -> tuple[dict[str, Any], list[dict[str, Any]]]:

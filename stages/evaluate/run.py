@@ -8,7 +8,7 @@ again.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ class Answers:
     greedy: list[list[dict[str, Any]]]
     sampled: list[list[dict[str, Any]]] | None = None
     scores: dict[str, list[list[float]]] | None = None
+    free: dict[str, str] = field(default_factory=dict)  # names that were given to likelihood and certainty
 
 
 def evaluate(io: StageIO) -> None:
@@ -47,24 +48,30 @@ def evaluate(io: StageIO) -> None:
     asked, models, work = list(all_asked(io)), _models(io), Work(io)
     sampled = () if params.sampling is None else params.sampling.prompts or (list(params.prompts)[-1],)
     answers: list[Answers] = []
+    free = {name: its.kind for name, its in params.rerank.items() if its.kind in FREE}
     for model in models:
         for variant in dict.fromkeys(one.variant for one, _ in asked):
             chosen = [one for one, _ in asked if one.variant == variant]
             prompt = next(name for one, name in asked if one.variant == variant)
-            answers.append(Answers(model, variant, prompt, chosen, []))
+            answers.append(Answers(model, variant, prompt, chosen, [], free=free))
     jobs: list[tuple[Answers, str, list[Part]]] = []
     for its in answers:
         model = its.model
-        jobs.append((its, "greedy", work.parts(model, its.asked, _settings(params, its.prompt))))
+        jobs.append((its, "greedy", work.parts(model, its.asked, _settings(params, its))))
         if params.sampling is not None and its.prompt in sampled:
-            jobs.append((its, "sampled", work.parts(model, its.asked, _settings(params, its.prompt, sampled=True))))
+            jobs.append((its, "sampled", work.parts(model, its.asked, _settings(params, its, sampled=True))))
     losses = {model.name: _loss(work, model, asked) for model in models} if params.loss else {}
     judged = sum(part_rows(part) for _, what, parts in jobs if what == "sampled" for part in parts)
     judges = {name: its for name, its in params.rerank.items() if its.kind not in FREE}
     work.total = sum(part_rows(part) for _, _, parts in jobs for part in parts) + judged * len(judges)
     work.total += sum(part_rows(part) for parts in losses.values() for part in parts)
 
-    work.make([part for _, _, parts in jobs for part in parts] + [part for parts in losses.values() for part in parts])
+    generated, measured = [p for _, _, parts in jobs for p in parts], [p for parts in losses.values() for p in parts]
+    if params.engine == "transformers":
+        work.make(sorted([*generated, *measured], key=lambda part: part.model.fingerprint))
+    else:  # in processes of their own: vLLM does not give its memory back
+        work.make(generated)
+        work.make(measured)
     for its, what, parts in jobs:
         setattr(its, what, work.rows_of(its.asked, parts))
     _judge(io, work, judges, [its for its in answers if its.sampled is not None])
@@ -78,8 +85,8 @@ def evaluate(io: StageIO) -> None:
     io.complete(folder, results.summary(told))
 
 
-def _settings(params: EvaluateParams, prompt: str, sampled: bool = False) -> dict[str, Any]:
-    settings = {"max_new_tokens": longest(params, prompt), "engine": params.engine}
+def _settings(params: EvaluateParams, its: Answers, sampled: bool = False) -> dict[str, Any]:
+    settings = {"max_new_tokens": longest(params, its.prompt, its.asked), "engine": params.engine}
     if not sampled or params.sampling is None:
         return settings | {"temperature": 0.0, "top_p": 1.0, "samples": [0], "seed": 0}
     how = params.sampling

@@ -19,7 +19,8 @@ import csv
 import io
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import closing
 
 from modeling import files
 from modeling.errors import DataError
@@ -35,6 +36,7 @@ from stages.evaluate.records import (
     placed,
     references_of,
     right_letters,
+    stems,
     with_options,
     with_video,
 )
@@ -50,15 +52,31 @@ Row = dict[str, str]
 
 
 def items(name: str, params: EvalSet, paths: list[str]) -> Iterator[Item]:
-    for path in paths:
-        stem = os.path.splitext(os.path.basename(path))[0]
+    for path, stem in zip(paths, stems(paths)):
         alone = len(paths) == 1
         yield from _File(path, stem, name if alone else f"{name}/{stem}", "" if alone else f"{stem}/", params).items()
 
 
-def holds_media(path: str, endpoint: str | None) -> bool:
-    """Whether its pictures are embedded: then it names no file."""
-    return "image" in next(iter(_rows(path, endpoint)))[1]
+def embeds(path: str, endpoint: str | None) -> bool:
+    """Whether it has pictures inside, so that a look at its questions would decode them."""
+    return "image" in _columns(path, endpoint)
+
+
+def named(params: EvalSet, path: str) -> Iterator[str]:
+    """The files that the rows of a file that embeds pictures name, where nothing is embedded; nothing is decoded."""
+    if not {"image_path", "video_path", "video"} & _columns(path, params.endpoint_url):
+        return
+    file = _File(path, "", "", "", params)
+    for place, row in file.rows:
+        if not file.cells[row["index"]].strip():
+            images, video = file.images(place, row), file.video(place, row)
+            yield from (one for one in images or (video,) if isinstance(one, str))
+
+
+def _columns(path: str, endpoint: str | None) -> set[str]:
+    rows = _rows(path, endpoint)
+    with closing(rows):
+        return set(next(rows)[1])
 
 
 class _File:
@@ -106,7 +124,7 @@ class _File:
         kind, metric = ("choice", "choice") if right else self._form(references)
         if kind == "choice" and not right:
             raise place.wrong("A", "is empty, like B and C", "give the options of a choice, or another `kind:`")
-        images, video = self._images(place, row), self._video(place, row)
+        images, video = self.images(place, row), self.video(place, row)
         if video and not images:
             question = with_video(question, place, "question")
         else:
@@ -128,7 +146,7 @@ class _File:
             metric = next((metric for name, metric in _METRICS if name in self.names), "vqa")
         return form(kind, metric, references, "yes_no" if self.yes_no else "text")
 
-    def _images(self, place: Place, row: Row) -> tuple[Media, ...]:
+    def images(self, place: Place, row: Row) -> tuple[Media, ...]:
         index, cell = row["index"], self.cells[row["index"]].strip()
         if cell and len(cell) <= LONGEST_INDEX:
             index, cell = cell, self.cells.get(cell, "").strip()
@@ -142,7 +160,7 @@ class _File:
             self.pictures[index] = tuple(_decoded(str(one), place) for one in listed(cell, CELL) or [cell])
         return self.pictures[index]
 
-    def _video(self, place: Place, row: Row) -> str | None:
+    def video(self, place: Place, row: Row) -> str | None:
         name = row.get("video_path", "").strip()
         if not name and row.get("video", "").strip().lower().endswith((*VIDEOS, ".gif")):
             name = os.path.join(row.get("prefix", "").strip(), row["video"].strip())
@@ -163,7 +181,7 @@ def _decoded(text: str, place: Place) -> bytes:
         ) from None
 
 
-def _rows(path: str, endpoint: str | None) -> Iterator[tuple[Place, Row]]:
+def _rows(path: str, endpoint: str | None) -> Generator[tuple[Place, Row]]:
     """Rows as {column: text}. Raises DataError: no table, no text, a column that is needed and absent."""
     number, limit = 0, csv.field_size_limit(CELL)  # of all readers of the process: set back as soon as a row is read
     try:

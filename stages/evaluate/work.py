@@ -38,7 +38,7 @@ class Work:
             places = [i for i, one in enumerate(asked) if one.system == system]
             whole = Part(
                 do, model, tuple(asked[i] for i in places), settings, self.cache(model), self.params.batch, threads,
-                self.data, tuple(texts[i] for i in places) if texts else (),
+                int(self.params.resources.gpus), self.data, tuple(texts[i] for i in places) if texts else (),
             )  # fmt: skip
             yield from parts_of(whole, each)
 

@@ -35,6 +35,7 @@ class FakeIO:
         self.stage, self.fingerprint = "stage", "0" * 64
         self.params, self.model = params, model
         self.sources, self.sets, self.inputs = sources or {}, sets or {}, inputs or {}
+        self.digests: dict[str, Any] = {}
         self.rank, self.world = 0, 1
         self.folder, self.scratch = folder, folder / "scratch"
         shutil.rmtree(self.scratch, ignore_errors=True)  # an attempt's own

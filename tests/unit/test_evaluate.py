@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from videos import MOST, prepared_videos
 
 from modeling import sampling
+from modeling.errors import DataError
 from modeling.generate import Question, answer
 from modeling.internvl import load_model, save_model
 from modeling.sampling import Generation
@@ -170,6 +171,49 @@ def test_what_an_answer_depends_on_makes_another_pool(tmp_path, prepared, traine
         now = len(list(io.shared.rglob("*.jsonl")))
         assert now > kept, change
         kept = now
+
+
+def test_any_text_survives_being_kept():
+    """U+2028, U+2029 and U+0085 are ends of lines to str.splitlines, and no JSON escapes them."""
+    rows = [[{"text": "a\u2028b\u2029c\x85d\ud800\x0b"}], [{"text": "\n"}]]
+    assert generations.decode(generations.encode(rows)) == rows
+
+
+def test_a_prepared_choice_is_read_by_its_options():
+    """As InternVL's own data write it: options are lines of the question, the answer a letter with or without text."""
+    from stages.evaluate.questions import options_of
+
+    assert options_of("<image>\nWhich?\nA. one\nB. two") == {"A": "one", "B": "two"}
+    assert options_of("Which?\n(A) one\n(B) two\n(C) it is C. or D.") == {"A": "one", "B": "two", "C": "it is C. or D."}
+    assert options_of("Which?\nB. one\nC. two") == {} == options_of("What does A. stand for?")
+
+
+def test_more_samples_than_a_batch_are_drawn_in_turns(tmp_path, prepared, trained, monkeypatch):
+    _, wanted = run(tmp_path / "a", prepared, trained, **SAMPLED)
+    drawn, original = [], sampling.sample
+    monkeypatch.setattr(sampling, "sample", lambda *a, **k: drawn.append(len(k["samples"])) or original(*a, **k))
+    _, found = run(tmp_path / "b", prepared, trained, batch=3, **SAMPLED)
+    texts = [[(row["id"], row["sample"], row["response"]) for row in its["samples.jsonl"]] for its in (wanted, found)]
+    assert max(drawn) == 3 and texts[0] == texts[1]
+
+
+def test_a_task_that_nobody_asks_is_a_slip_of_the_pen(tmp_path, prepared, trained):
+    with pytest.raises(DataError, match="no prepared question is of the task 'onee'"):
+        run(tmp_path, prepared, trained, answers={"onee": {"kind": "number"}})
+
+
+def test_a_set_that_was_edited_after_planning_is_refused(tmp_path, trained):
+    path = tmp_path / "own.jsonl"
+    path.write_text(json.dumps({"id": "a", "question": "two plus two?", "answer": "4"}) + "\n")
+    io = staged(tmp_path / "a", None, trained, known={"own": EvalSet(format="jsonl", path=str(path))}, sets=("own",))
+    io.digests = {"own": {"files": "another"}}
+    with pytest.raises(DataError, match="edited after"):
+        evaluate(io)
+
+
+def test_a_free_score_may_have_a_name_of_its_own(tmp_path, prepared, trained):
+    _, found = run(tmp_path, prepared, trained, **SAMPLED, rerank={"sure": {"kind": "certainty"}})
+    assert all(row["scores"]["sure"] == row["scores"]["certainty"] for row in found["samples.jsonl"])
 
 
 def test_a_live_vote_draws_what_the_full_pool_would_have_shown_to_suffice(tmp_path, prepared, trained):

@@ -165,7 +165,8 @@ def test_the_export_speaks_with_the_system_prompt_of_its_data(micro, io, tmp_pat
 
     from modeling.weights import open_source
 
-    io.sources = {"mix": DataParams(meta="a", system=""), "heldout": DataParams(meta="b", system="")}
+    (io.inputs["full"].folder / "trained.json").write_text(json.dumps({"system": ""}))
+    io.sources = {"of another stage": DataParams(meta="b", system="Be brief.")}
     export(io)
     tokenizer = AutoTokenizer.from_pretrained(io.result)
     assert system_prompt(tokenizer) == ""
@@ -178,13 +179,12 @@ def test_the_export_speaks_with_the_system_prompt_of_its_data(micro, io, tmp_pat
     assert system_prompt(AutoTokenizer.from_pretrained(tmp_path / "other")) == DEFAULT_SYSTEM
 
 
-def test_mixtures_that_differ_leave_the_official_system_prompt_and_the_card_says_so(io):
+def test_a_result_without_a_record_gets_the_official_system_prompt_and_the_card_says_so(io):
     from transformers import AutoTokenizer
 
-    io.sources = {"mix": DataParams(meta="a", system=""), "other": DataParams(meta="b", system="Be brief.")}
     export(io)
     assert system_prompt(AutoTokenizer.from_pretrained(io.result)) == DEFAULT_SYSTEM
-    assert "different system prompts" in (io.result / "README.md").read_text()
+    assert "system prompt of training is not recorded" in (io.result / "README.md").read_text()
 
 
 def test_the_exported_folder_loads_with_its_template_and_card(micro, io):

@@ -51,6 +51,7 @@ def exported(micro, tmp_path):
     save_model(micro.build(seed=4), micro.tokenizer, tmp_path / "trained", 32)
 
     def run(*evaluations):
+        (tmp_path / "trained" / "trained.json").write_text(json.dumps({"system": ""}))
         trained = Input("full", "train", "2" * 64, tmp_path / "trained", {"lr": 4e-5})
         inputs = {"full": trained} | {its.name: its for its in evaluations}
         io = FakeIO(tmp_path / "run", ExportParams(), inputs=inputs, sources={"mix": DataParams(meta="a", system="")})
@@ -175,3 +176,12 @@ def test_what_is_written_is_the_figure_to_three_digits(value):
 
 def test_an_interval_that_is_not_there_is_left_out():
     assert with_interval({"accuracy": 0.5}) == ".500" and with_interval({"accuracy": None}) == "–"
+
+
+def test_an_evaluation_is_known_by_fingerprint_after_a_rename(exported, tmp_path):
+    renamed = EVALUATION | {"stage": "old", "checkpoints": ["old"], "fingerprints": ["2" * 64]}
+    folder = exported(evaluated(tmp_path / "e", files={"evaluation.json": renamed}))
+    assert "| sum | relaxed |" in (folder / "README.md").read_text()
+    other = EVALUATION | {"fingerprints": ["4" * 64]}
+    with pytest.raises(DataError, match="and not 'full', which is exported"):
+        exported(evaluated(tmp_path / "f", files={"evaluation.json": other}))

@@ -18,7 +18,7 @@ from modeling import files
 from modeling.errors import DataError
 from modeling.template import encode_prompt
 from modeling.tokenizer import build_tokenizer
-from stages.evaluate.readers import read_set, set_digest
+from stages.evaluate.readers import _content, read_set, set_digest
 from stages.evaluation import EvalSet
 
 
@@ -339,12 +339,59 @@ def test_what_readers_give_is_what_the_chat_template_takes(tmp_path):
         ({"question": "Q", "answer": {"a": 1}}, "`answer` is"),
         ({"question": "Q", "answer": "a", "history": [{"from": "user", "value": ""}]}, "`history` has"),
         ({"question": "Q", "answer": "a", "max_tiles": 0}, "`max_tiles` is 0"),
+        ({"question": "Q", "answer": "a", "history": [{"from": "human", "value": "Hi"}]}, "`history` ends with a turn"),
     ],
 )
 def test_a_malformed_line_is_told_with_line_and_field(tmp_path, record, message):
     path = write_jsonl(tmp_path / "a.jsonl", {"question": "Q", "answer": "a"}, record)
     with pytest.raises(DataError, match=rf"a\.jsonl:2: {message}"):
         read("jsonl", path)
+
+
+@pytest.mark.parametrize(
+    ("field", "text"),
+    [
+        ("question", '{"question": "Q \\ud800", "answer": "a"}'),
+        ("options", '{"question": "Q", "answer": "A", "options": ["x", "\\udc00"]}'),
+        ("history", '{"question": "Q", "answer": "a", "history": [{"from": "gpt", "value": "\\ud800"}]}'),
+    ],
+)
+def test_half_a_character_is_told_with_line_and_field(tmp_path, field, text):
+    fine = '{"question": "\\ud83d\\ude00", "answer": "a"}\n'
+    (tmp_path / "a.jsonl").write_text(fine + text)
+    with pytest.raises(DataError, match=rf"a\.jsonl:2: `{field}` holds half a character") as caught:
+        read("jsonl", tmp_path / "a.jsonl")
+    str(caught.value).encode()
+    (tmp_path / "a.jsonl").write_text(fine)
+    assert read("jsonl", tmp_path / "a.jsonl")[0].question == "\U0001f600"
+
+
+def test_a_list_of_figures_as_text_is_one_answer(tmp_path):
+    answers = ("[0, 1]", "['a', 'b']", [0, 1])
+    path = write_jsonl(tmp_path / "a.jsonl", *({"question": "Q", "answer": answer} for answer in answers))
+    assert [item.references for item in read("jsonl", path)] == [("[0, 1]",), ("['a', 'b']",), ("0", "1")]
+    columns = ["index", "question", "answer"]
+    path = write_tsv(tmp_path / "a.tsv", columns, [1, "Range?", "[0, 1]"], [2, "Names?", "['a', '1']"], [3, "?", "[]"])
+    assert [item.references for item in read("tsv", path)] == [("[0, 1]",), ("a", "1"), ("[]",)]
+
+
+def test_files_of_one_name_in_several_folders_are_told_apart(tmp_path):
+    for folder in ("art", "music"):
+        (tmp_path / folder).mkdir()
+        write_tsv(tmp_path / folder / "val.tsv", ["index", "question", "answer"], [1, "Q", "a"])
+        write_jsonl(tmp_path / folder / "val.jsonl", {"question": "Q", "answer": "a"})
+    for format in ("tsv", "jsonl"):
+        items = read(format, tmp_path / "*" / f"val.{format}")
+        assert [(item.id, item.task) for item in items] == [
+            ("art/val/1", "set/art/val"),
+            ("music/val/1", "set/music/val"),
+        ]
+
+
+def test_the_validation_split_is_chosen_among_files_of_json(tmp_path):
+    for split in ("dev", "validation", "test"):
+        write_jsonl(tmp_path / f"{split}.jsonl", mmmu(id=f"{split}_Art_1", question="Q", image_1=None))
+    assert [item.id for item in read("mmmu", tmp_path)] == ["validation_Art_1"]
 
 
 @pytest.mark.parametrize(
@@ -426,6 +473,96 @@ def test_a_set_is_the_same_by_content_wherever_it_lies(tmp_path):
     write_tsv(tmp_path / "t.tsv", ["index", "question", "answer", "image"], [1, "Q", "a", b64(RED)])
     embedded = set_digest(EvalSet(format="tsv", path=str(tmp_path / "t.tsv")))
     assert embedded is not None and embedded["media_files"] == 0
+
+
+def test_pictures_that_a_tsv_names_beside_embedded_ones_are_part_of_the_set(tmp_path):
+    (tmp_path / "a.png").write_bytes(RED)
+    columns = ["index", "question", "answer", "image", "image_path"]
+    rows = [[1, "Q", "a", b64(RED), "as-it-was.png"], [2, "Q", "a", "1", ""], [3, "Q", "a", "", "a.png"]]
+    path = write_tsv(tmp_path / "t.tsv", columns, *rows)
+    params = EvalSet(format="tsv", path=str(path))
+    first = set_digest(params)
+    assert first is not None and first["media_files"] == 1
+    (tmp_path / "a.png").write_bytes(GREEN)
+    assert set_digest(params) != first
+    (tmp_path / "a.png").unlink()
+    with pytest.raises(DataError, match=r"a\.png: cannot be read, and the set names it"):
+        set_digest(params)
+
+
+def test_addresses_in_a_local_set_are_its_digest_from_any_working_directory(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "state", lambda path, endpoint=None: (1, "tag"))
+    write_jsonl(tmp_path / "s.jsonl", {"question": "Q", "image": "s3://bucket/a.png", "answer": "x"})
+    params, digests = EvalSet(format="jsonl", path=str(tmp_path / "s.jsonl")), []
+    for folder in (tmp_path, Path("/")):
+        monkeypatch.chdir(folder)
+        digests.append(set_digest(params))
+    assert digests[0] == digests[1] and digests[0] is not None
+
+
+def test_a_picture_that_may_not_be_read_is_told(tmp_path, monkeypatch):
+    def state(path, endpoint=None):
+        raise PermissionError("Forbidden")
+
+    write_jsonl(tmp_path / "s.jsonl", {"question": "Q", "image": "s3://bucket/a.png", "answer": "x"})
+    params = EvalSet(format="jsonl", path=str(tmp_path / "s.jsonl"))
+    monkeypatch.setattr("stages.evaluate.readers.found", lambda *_: [params.path])
+    monkeypatch.setattr(files, "state", state)
+    monkeypatch.setattr("stages.evaluate.readers._contents", lambda paths, *_: [_content(p, None) for p in paths])
+    with pytest.raises(DataError, match=r"s3://bucket/a\.png: the set names it, and it may not be read: .*→ .*keys"):
+        set_digest(params)
+
+
+def test_what_the_items_of_ones_own_reader_show_and_its_name_are_part_of_the_set(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "reader_with_pictures.py").write_text(
+        "from pathlib import Path\n"
+        "from stages.evaluate.items import Item\n"
+        "def items(path):\n"
+        "    inside = Path(path).with_name('inside.png').read_bytes()\n"
+        "    named = str(Path(path).with_name('named.png'))\n"
+        "    yield Item('1', 't', '<image><image>', 'text', 'exact', ('x',), images=(inside, named))\n"
+        "others = items\n"
+    )
+    for name in ("q.txt", "inside.png", "named.png"):
+        (tmp_path / name).write_bytes(RED)
+    params = EvalSet(format="reader_with_pictures:items", path=str(tmp_path / "q.txt"))
+    digests = [set_digest(params), set_digest(params.model_copy(update={"format": "reader_with_pictures:others"}))]
+    for name in ("inside.png", "named.png"):
+        (tmp_path / name).write_bytes(GREEN)
+        digests.append(set_digest(params))
+    assert all(one not in digests[:i] for i, one in enumerate(digests))
+    (tmp_path / "named.png").unlink()
+    with pytest.raises(DataError, match=r"named\.png: cannot be read"):
+        set_digest(params)
+
+
+@pytest.mark.parametrize("name", ["os:system", "os.path:exists", "os:sep", "..os:path", ":f", "os:"])
+def test_what_is_no_reader_is_told_and_not_run(tmp_path, name):
+    (tmp_path / "q.txt").write_text("exit 1")
+    with pytest.raises(DataError, match=f"format: {name}: "):
+        read(name, tmp_path / "q.txt")
+    with pytest.raises(DataError, match=f"format: {name}: "):
+        set_digest(EvalSet(format=name, path=str(tmp_path / "q.txt")))
+
+
+def test_many_pictures_on_s3_are_asked_for_a_thousand_at_a_time(monkeypatch):
+    store = s3_store(monkeypatch)
+    try:
+        address = f"s3://{store.address.bucket}/{store.address.prefix}"
+        lines = [json.dumps({"question": "Q", "image": f"p/{i}.png", "answer": "x"}) for i in range(40)]
+        for i in range(40):
+            store.put(f"p/{i}.png", b"%d" % i)
+        store.put("s.jsonl", "\n".join(lines).encode())
+        params = EvalSet(format="jsonl", path=f"{address}/s.jsonl", endpoint_url=moto())
+        asked, state = [], files.state
+        monkeypatch.setattr(files, "state", lambda path, endpoint=None: asked.append(path) or state(path, endpoint))
+        listed = set_digest(params)
+        assert not [path for path in asked if path.endswith(".png")]
+        monkeypatch.setattr("stages.evaluate.readers._MANY", 100)
+        assert set_digest(params) == listed and len([path for path in asked if path.endswith(".png")]) == 40
+    finally:
+        files.forget()
 
 
 def test_sets_on_s3(tmp_path, monkeypatch):

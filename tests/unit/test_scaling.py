@@ -102,6 +102,19 @@ def test_what_is_not_determined_is_refused():
         fit_curve([1, 2, 4], [0.5, 0.6, 0.7], [0.01] * 3)
 
 
+def test_axes_that_grow_together_determine_no_law():
+    """Each axis has enough values, and yet nothing tells one term from the other."""
+    points = [{"vision": v, "language": 3 * v**1.1, "data": d} for v in (6e4, 3e5, 1.2e6) for d in (1e3, 3e3, 9e3, 2e4)]
+    with pytest.raises(Undetermined, match=r"vision and language correlate by 1\.00"):
+        fit_law(points, [truth(point) for point in points], refits=20, starts=4)
+
+
+def test_an_axis_without_a_term_is_extrapolated_too():
+    few = [point for point in GRID if point["vision"] < 1e6]
+    found = fit_law(few, [truth(point) for point in few], refits=20, starts=8)
+    assert "vision" in found.left_out and found.outside({"vision": 1.2e6, "language": 8e5, "data": 3e3}) == ["vision"]
+
+
 def test_a_saturating_curve_is_found_again_and_holds_its_limit():
     samples = np.array([1, 2, 4, 8, 16, 32.0])
     accuracy = (0.8 - 0.3 * samples**-0.7).tolist()
@@ -196,6 +209,11 @@ def test_its_files_can_be_read_and_drawn(tmp_path):
     assert sum(e.get("fill") == "#ffffff" for e in drawn["predicted.svg"].iter(f"{svg}circle")) == 4 + 1
     fit = told["curves"][0]["fit"]
     assert fit["limit"] >= 0.7 and max(fit["samples"]) == pytest.approx(32) and fit["measured_to"] == 8
+    assert all(fit["bands"][name][0] < fit["bands"][name][1] for name in ("limit", "gap", "exponent"))
+    held = [point for point in told["points"] if point["part"] == "held out"]
+    assert {p["evaluation"]: p["predicted"] for p in held} == {
+        row["evaluation"]: row["predicted"] for row in told["law"]["held_out"]
+    }
     for low, value, high in zip(fit["low"], fit["accuracy"], fit["high"]):
         assert low <= value <= high
 
@@ -212,6 +230,37 @@ def test_the_data_axis_can_be_tokens(tmp_path):
     assert told["points"][0]["data"] == 50_000 and told["data"] == "tokens"
 
 
+def test_what_is_held_out_does_not_depend_on_the_order_of_needs(tmp_path):
+    def told(name, order):
+        inputs = {}
+        for i in order:
+            item = evaluation(tmp_path / f"{name}{i}", i, GRID[i], truth(GRID[i]))
+            inputs[item.name] = item
+        io = FakeIO(tmp_path / name, ScalingParams(refits=20, starts=4), inputs=inputs)
+        scaling(io)
+        return json.loads((io.result / "scaling.json").read_text())
+
+    one, other = told("a", range(27)), told("b", reversed(range(27)))
+    parts = [{point["evaluation"]: point["part"] for point in its["points"]} for its in (one, other)]
+    assert parts[0] == parts[1] and one["law"]["coefficients"] == other["law"]["coefficients"]
+
+
+def test_a_run_that_diverged_is_set_aside_and_told(tmp_path):
+    inputs = {}
+    for i, point in enumerate(GRID):
+        item = evaluation(tmp_path / f"e{i}", i, point, {3: float("nan"), 7: 0.0}.get(i, truth(point)))
+        inputs[item.name] = item
+    io = FakeIO(tmp_path / "io", ScalingParams(refits=20, starts=4), inputs=inputs)
+    scaling(io)
+    told = json.loads((io.result / "scaling.json").read_text(), parse_constant=pytest.fail)
+    assert [row["evaluation"] for row in told["set_aside"]] == ["evaluate-3", "evaluate-7"]
+    assert len(told["points"]) == 25 and "coefficients" in told["law"]
+    assert "set aside evaluate-3: its loss is nan, and a law of it needs a number above 0" in io.lines
+    only = {"evaluate-3": inputs["evaluate-3"]}
+    with pytest.raises(DataError, match=r"stages\.evaluate-3: no loss can be used"):
+        scaling(FakeIO(tmp_path / "one", ScalingParams(), inputs=only))
+
+
 def test_names_that_share_a_result_are_one_point(tmp_path):
     first = evaluation(tmp_path / "a", 0, GRID[0], 1.0)
     twin = Input("evaluate-twin", "evaluate", first.fingerprint, first.folder)
@@ -225,6 +274,7 @@ def test_names_that_share_a_result_are_one_point(tmp_path):
     ("more", "fields", "said"),
     [
         ({"trained": None}, {}, "what its model 'full-0' was trained on is not known"),
+        ({"checkpoints": ["full-0", "full-1"]}, {}, "asks 2 checkpoints .full-0, full-1., and a point is one"),
         ({"loss": {}}, {}, "has no loss of task 'all'.*set 'loss: true'"),
         ({}, {"task": "row"}, "has no loss of task 'row'.*it has all"),
         ({}, {"prompt": "cot"}, "has no prompt 'cot'.*choose one of direct"),
@@ -244,4 +294,9 @@ def test_the_points_to_predict_are_the_largest_and_some_by_seed():
     assert roles(points, Holdout(), 0) == found != roles(points, Holdout(), 1)
     assert roles(points, Holdout(largest=False, random=0), 0) == ["fit"] * 27
     assert roles(points, Holdout(random=99), 0).count("held out") == 27 // 4, "most are left to fit"
+    line = [point | {"vision": 1e5 * 2**i} for i, point in enumerate([GRID[0]] * 8)]
+    line = [point | {"data": 1e3 * (1 + min(i, 2))} for i, point in enumerate(line[:3] + line[:2] + line[:3])]
+    for seed in range(5):
+        kept = [point for point, part in zip(line, roles(line, Holdout(random=9), seed)) if part == "fit"]
+        assert len({point["vision"] for point in kept}) == 3, "an axis keeps the values that its term needs"
     assert roles(points[:4], Holdout(), 0).count("held out") == 1 and roles(points[:3], Holdout(), 0) == ["fit"] * 3

@@ -147,6 +147,75 @@ def test_a_mistake_is_told_once_at_the_line_of_its_template(tmp_path, old, new, 
     assert re.match(rf".*grid\.yaml:{line_of(text, at)}: ", told[0]), told[0]
 
 
+def test_a_lender_has_the_part_that_it_lends(tmp_path):
+    """Its fingerprint stands for that part of the borrower, so two language models would become one."""
+    swept = GRID.replace('words: {vision: tiny-vit-s, language: "${language}"}',
+                         "words: {vision: tiny-vit-s, language: tiny-qwen2}")  # fmt: skip
+    with pytest.raises(UserError) as caught:
+        planned(load(tmp_path, swept))
+    told = str(caught.value).split("\n")
+    assert len(told) == 2 and all("the language model of 'language_pretrain" in one for one in told)
+    assert f"grid.yaml:{line_of(swept, '  mlp_warmup:')}: stages.mlp_warmup-tiny-vit-s-tiny-qwen2-s" in told[0]
+    vision = LENT.replace("language_from", "vision_from")
+    with pytest.raises(UserError, match=r"mlp_warmup.vision_from: the vision encoder .* hidden_size 48, not 96"):
+        planned(load(tmp_path, vision))
+    words = LENT.replace("large: {vision: tiny-vit, language: tiny-qwen2",
+                         "large: {vision: tiny-vit, language: tiny-qwen2, tokenizer: bytes")  # fmt: skip
+    with pytest.raises(UserError, match="its tokenizer is not this one's"):
+        planned(load(tmp_path, words))
+    absent = LENT.replace("large: {vision: tiny-vit,", "large: {vision: ./not-there,")
+    experiment = load(tmp_path, absent)
+    assert stage_identities(experiment, lambda mixture: {"sha": "1"})["mlp_warmup"] is None, "nothing is guessed"
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("language_from: language_pretrain", 'language_from: "${source}"'),
+        ("needs: [a_data, mlp_warmup]", 'needs: [a_data, "${source}"]'),
+        ("[a_data, full_finetune]}", "[a_data, full_finetune], sampling: {samples: 2}, "
+         'rerank: {best: {model: "${source}"}}}'),
+    ],
+)  # fmt: skip
+def test_a_reference_that_stands_for_a_swept_stage_is_refused(tmp_path, old, new):
+    assert old in GRID
+    text = GRID.replace(old, new).replace("sweep:\n", "sweep:\n  source: [language_pretrain, a_data]\n")
+    with pytest.raises(UserError) as caught:
+        load(tmp_path, text)
+    assert "stands for 'language_pretrain', which is swept itself" in str(caught.value), str(caught.value)
+    assert f"grid.yaml:{line_of(text, '${source}')}: " in str(caught.value)
+
+
+def test_a_reference_may_stand_for_a_model_that_is_swept(tmp_path):
+    text = (
+        GRID.replace("model: words, steps", 'model: "${which}", steps')
+        .replace("models:\n", "models:\n  plain: {vision: tiny-vit, language: tiny-qwen2}\n")
+        .replace("sweep:\n", "sweep:\n  which: [words, plain]\n")
+        .replace("language_from: language_pretrain, ", "")
+    )
+    stages = load(tmp_path, text).stages
+    models = {name: stage.params.model for name, stage in stages.items() if name.startswith("language_pretrain")}
+    for language in ("tiny-qwen2-s", "tiny-qwen2"):
+        assert models[f"language_pretrain-words-tiny-vit-{language}"] == f"words-{language}"
+        assert models[f"language_pretrain-plain-tiny-vit-{language}"] == "plain"
+
+
+@pytest.mark.parametrize("swept", [True, False])
+def test_a_reference_in_a_key_is_told(tmp_path, swept):
+    text = LENT.replace("full_finetune: {", 'full_finetune: {packing: {"${size}": 5}, ')
+    text = text.replace("stages:\n", "sweep: {size: [max_tokens]}\nstages:\n") if swept else text
+    with pytest.raises(UserError, match=r"full_finetune.packing.* a key cannot refer to an axis"):
+        load(tmp_path, text)
+
+
+def test_without_a_sweep_references_in_text_are_told_and_escapes_are_text(tmp_path):
+    with_prompt = "{} evaluate: {{needs: [a_data, full_finetune], prompts: {{direct: {{suffix: 'of {}{{name}}'}}}}}}\n"
+    with pytest.raises(UserError, match=r"refers to an axis 'name', and there is no 'sweep:'.*'\$\$\{name\}'"):
+        load(tmp_path, with_prompt.format(LENT + " ", "$"))
+    stages = load(tmp_path, with_prompt.format(LENT + " ", "$$")).stages
+    assert stages["evaluate"].params.prompts["direct"].suffix == "of ${name}"
+
+
 def test_an_override_that_is_wrong_is_named(tmp_path):
     with pytest.raises(
         UserError, match=r"^override 'stages.full_finetune.lr=-1': stages.full_finetune.lr: must be"

@@ -1,5 +1,6 @@
 """The vLLM engine against a stand-in for the library: what it is asked, and what is made of its answers."""
 
+import json
 import sys
 from types import SimpleNamespace
 
@@ -31,11 +32,14 @@ def library(monkeypatch, micro):
             reasons = ["stop", "length"]
             return [
                 SimpleNamespace(outputs=[SimpleNamespace(
-                    text=f" {each.seed} ", token_ids=[5, 6, 7], cumulative_logprob=-1.5, finish_reason=reasons[i % 2],
+                    token_ids=[*micro.tokenizer.encode(f" {each.seed % 10} "), micro.tokenizer.eos_token_id],
+                    cumulative_logprob=-1.5, finish_reason=reasons[i % 2],
                 )])
                 for i, each in enumerate(params)
             ]  # fmt: skip
 
+    config = {"vision_config": {"image_size": [32, 32]}}
+    monkeypatch.setattr(vllm_engine.Path, "read_text", lambda path: json.dumps(config))
     fake = SimpleNamespace(LLM=LLM, SamplingParams=lambda **settings: SimpleNamespace(**settings))
     monkeypatch.setitem(sys.modules, "vllm", fake)
     monkeypatch.setattr(vllm_engine, "read_tokenizer", lambda folder: micro.tokenizer)
@@ -72,7 +76,7 @@ def test_what_it_asks_for(library, micro):
     assert [len(row) for row in rows] == [2, 2, 2]
     first = rows[0][0]
     assert (first.tokens, first.logprob, first.certainty, first.cut) == (3, -1.5, None, False) and rows[0][1].cut
-    assert first.text == str(library.params[0].seed), "blanks stripped, answers in the order of the questions"
+    assert first.text == str(library.params[0].seed % 10), "blanks and the end stripped, in the order of the questions"
     text, _, pair, _, frames, _ = library.prompts
     assert text == {"prompt_token_ids": encode_prompt(questions[0].conversation, micro.tokenizer, [], 1, "S")}
     images, kwargs = pair["multi_modal_data"]["image"], pair["mm_processor_kwargs"]
