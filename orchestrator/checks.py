@@ -136,9 +136,9 @@ def check_lenders(experiment: "Experiment") -> None:
 def _other_part(part: str, its: ModelParams, own: ModelParams) -> str | None:
     """What is different: "hidden_size 64, not 128"; None where nothing is known to be."""
     number = list(LENDERS.values()).index(part)
-    sizes = [presets.sizes(model) for model in (its, own)]
-    if sizes[0] is not None and sizes[1] is not None:
-        given, wanted = (_sizes(each[number]) for each in sizes)
+    theirs, ours = presets.sizes(its), presets.sizes(own)
+    if theirs is not None and ours is not None:
+        given, wanted = _sizes(theirs[number]), _sizes(ours[number])
         for key in sorted(given.keys() & wanted.keys()):
             if given[key] != wanted[key]:
                 return f"{key} {given[key]}, not {wanted[key]}"

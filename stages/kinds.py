@@ -69,7 +69,7 @@ KINDS: dict[str, Kind] = {
         reads={"train": "*.json"},
     ),
     "scaling": Kind(
-        "scaling", 1, ScalingParams, "stages.scaling:scaling", parents={"evaluate": (1, MANY)}, collects=True
+        "scaling", 2, ScalingParams, "stages.scaling:scaling", parents={"evaluate": (1, MANY)}, collects=True
     ),
     "export": Kind("export", 2, ExportParams, "stages.export:export", parents={"train": (1, 1), "evaluate": (0, MANY)}),
 }

@@ -57,7 +57,9 @@ class World(Kernel):
         kind = SimpleNamespace(base="train", trains=True)
         stage = SimpleNamespace(name="mlp", kind=kind, kind_name="mlp", params=params)
         self.job: Any = SimpleNamespace(
-            experiment=SimpleNamespace(name="x", model_of=lambda stage: None, data={}, stages={"mlp": stage}),
+            experiment=SimpleNamespace(
+                name="x", model_of=lambda stage: None, data={}, sets={}, stages={"mlp": stage}
+            ),
             stage=stage, identity=IDENTITY, fingerprint=fingerprint(IDENTITY), prefix=P, parents={},
         )  # fmt: skip
         self.left, self.finished = SUBMISSIONS, False

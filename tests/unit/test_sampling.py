@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from modeling import sampling
 from modeling.generate import Question, answer, encode_question
 from modeling.sampling import pick, sample, uniforms
 
@@ -94,8 +95,8 @@ def test_key_and_seed_are_part_of_a_draw(micro, tiny):
 
 def test_logprob_and_certainty_are_those_of_the_model(micro, tiny, monkeypatch):
     """Against one forward over prompt and answer, at temperature 1 whatever the sampling was."""
-    rows, decode = [], micro.tokenizer.batch_decode  # a random model's text is not tokenised back as it was written
-    monkeypatch.setattr(micro.tokenizer, "batch_decode", lambda ids, **kw: rows.extend(ids) or decode(ids, **kw))
+    rows, texts = [], sampling.texts_of  # a random model's text is not tokenised back as it was written
+    monkeypatch.setattr(sampling, "texts_of", lambda tokenizer, ids: rows.extend(ids) or texts(tokenizer, ids))
     found = sample(
         tiny, micro.tokenizer, QUESTIONS[:3], KEYS[:3], system="", max_new_tokens=9, temperature=0.8, top_p=0.9,
         samples=(0, 1),

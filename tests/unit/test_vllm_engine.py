@@ -75,7 +75,9 @@ def test_what_it_asks_for(library, micro):
     )
     assert [len(row) for row in rows] == [2, 2, 2]
     first = rows[0][0]
-    assert (first.tokens, first.logprob, first.certainty, first.cut) == (3, -1.5, None, False) and rows[0][1].cut
+    ids = micro.tokenizer.encode(f" {library.params[0].seed % 10} ")
+    told = (len(ids) + 1, -1.5, None, False)
+    assert (first.tokens, first.logprob, first.certainty, first.cut) == told and rows[0][1].cut
     assert first.text == str(library.params[0].seed % 10), "blanks and the end stripped, in the order of the questions"
     text, _, pair, _, frames, _ = library.prompts
     assert text == {"prompt_token_ids": encode_prompt(questions[0].conversation, micro.tokenizer, [], 1, "S")}
