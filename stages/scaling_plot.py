@@ -19,6 +19,7 @@ DASHES = ("", "6 3", "2 2", "8 3 2 3")
 PANEL, HEIGHT = 300, 260  # of one panel, margins included
 LEFT, RIGHT, TOP, BOTTOM = 52, 12, 44, 44
 AT = 30  # points of a drawn law
+LEGEND = 200  # units of a column of it: room for "weighted, likelihood, direct"
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ class Figure:
     def legend(self, name: str, colour: str, dash: str = "", ring: bool | None = None) -> None:
         """ring: a point, as a ring or filled; None: a line."""
         column, row = self.series % self._columns, self.series // self._columns
-        x, y = 8.0 + column * 150, HEIGHT + 14.0 + row * 16
+        x, y = 8.0 + column * LEGEND, HEIGHT + 14.0 + row * 16
         if ring is None:
             self.line([(x, y - 4), (x + 22, y - 4)], colour, dash)
         else:
@@ -121,7 +122,7 @@ class Figure:
 
     @property
     def _columns(self) -> int:
-        return max(1, self.width // 150)
+        return max(1, self.width // LEGEND)
 
     def done(self) -> str:
         height = HEIGHT + 10 + 16 * math.ceil(self.series / self._columns)
