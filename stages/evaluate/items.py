@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from stages.evaluation import AnswerKind
+
 Media = bytes | str
-AnswerKind = Literal["choice", "number", "text", "yes_no", "box"]
 
 
 @dataclass(frozen=True)

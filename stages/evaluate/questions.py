@@ -22,6 +22,7 @@ from stages.evaluate.extract import extract
 from stages.evaluate.items import Item, Media
 from stages.evaluate.prompts import asked
 from stages.evaluate.readers import read_set, set_digest
+from stages.evaluate.records import METRIC_OF
 from stages.evaluation import Answers, EvalSet, Prompt
 from stages.io import Input, StageIO
 from stages.plan_packs import parent
@@ -29,7 +30,6 @@ from stages.plan_packs import parent
 DIRECT = "direct"
 LONG = 1024  # tokens of an answer that is thought out
 OPTION = re.compile(r"^\(?([A-Z])[.):] *(\S.*)$", re.MULTILINE)
-METRIC_OF = {"box": "iou", "number": "number", "choice": "choice", "yes_no": "yes_no", "text": "exact"}
 SHORT = {"box": 100, "text": 100}  # of a direct one, by kind, as in the official code (DocVQA, RefCOCO); others: 16
 
 

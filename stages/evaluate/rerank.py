@@ -19,30 +19,12 @@ from modeling.errors import UserError
 
 if TYPE_CHECKING:
     from modeling.generate import Question
-    from modeling.sampling import Generation
 
-Free = Literal["likelihood", "certainty"]
 Judged = Literal["verifier", "outcome", "process"]
 
 PROMPT = "{question}\n\nA response to it:\n{response}\n\nIs the response right? Answer Yes or No."
 WORDS = ("Yes", "No")
 AGGREGATES = {"mean": fmean, "min": min, "max": max}
-
-
-def free_scores(kind: Free, pool: Sequence[Sequence["Generation"]]) -> list[list[float]]:
-    """Scores of each question's samples, from what sampling measured.
-
-    Raises UserError for certainty of samples whose engine did not measure it (vLLM).
-    """
-    if kind == "likelihood":
-        return [[sample.logprob / sample.tokens for sample in row] for row in pool]
-    scores = [[sample.certainty for sample in row] for row in pool]
-    if any(score is None for row in scores for score in row):
-        raise UserError(
-            "samples of the vllm engine have no certainty: it takes the whole distribution of every token",
-            where="rerank", remedy="sample with 'engine: transformers', or re-rank by likelihood",
-        )  # fmt: skip
-    return [[score for score in row if score is not None] for row in scores]
 
 
 def judged(

@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 from modeling import judging
 from modeling.errors import UserError
 from modeling.generate import Question
-from modeling.sampling import Generation
-from stages.evaluate.rerank import PROMPT, check_prompt, free_scores, judged, verifier_turns
+from stages.evaluate.rerank import PROMPT, check_prompt, judged, verifier_turns
 
 
 def ask(text, before=()):
@@ -19,14 +18,6 @@ def ask(text, before=()):
 
 QUESTIONS = [ask("two plus two"), ask("Which?"), ask("nothing was sampled")]
 RESPONSES = [["4", "five", "4", "4"], ["first\nsecond", "4"], []]
-
-
-def test_free_scores():
-    pool = [[Generation("a", 4, -2.0, 1.5, False), Generation("b", 1, -0.4, 0.1, True)], []]
-    assert free_scores("likelihood", pool) == [[-0.5, -0.4], []]
-    assert free_scores("certainty", pool) == [[1.5, 0.1], []]
-    with pytest.raises(UserError, match="no certainty"):
-        free_scores("certainty", [[*pool[0], Generation("c", 1, -1.0, None, False)]])
 
 
 @pytest.fixture
