@@ -7,8 +7,8 @@ resampled, and the spread of the seeds is added by Student's t).
     python experiments/sums.py --output runs/sums
     python benchmarks/reasoning.py --seeds 0 1 2 [data.heldout.meta=../runs/sums/validation.json]
 
-Settings were chosen with the override, on the validation split. Prints the tables, and writes curves.svg and
-reasoning.json to --output.
+Settings were chosen with the override, on the validation split. Prints the tables, and writes
+reasoning.json to --output; the curves of each training are in its `stageline report`.
 """
 
 import argparse
