@@ -31,6 +31,7 @@ class Node:
     port: int  # of its raylet
     head: bool
     total: dict[str, float] = field(default_factory=dict)
+    labels: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
         return f"{self.id[:8]} at {self.address}:{self.port}"
@@ -78,6 +79,7 @@ class Gcs:
                 info.node_manager_port,
                 info.is_head_node,
                 dict(info.resources_total),
+                dict(info.labels),
             )
             for info in self._ask(lambda: self._client.get_all_node_info(timeout=TIMEOUT_S)).values()
             if info.state == GcsNodeInfo.ALIVE

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from cluster.shape import ClusterParams
 from modeling import presets
 from modeling.errors import UserError
 from orchestrator import checks, overrides, yamlfile
@@ -23,12 +24,14 @@ from orchestrator.evaluations import check_evaluations, check_set
 from orchestrator.graph import find_cycle
 from orchestrator.problems import Problems, nearest, show, suggest
 from orchestrator.sweep import Sweep, expand
+from orchestrator.tracking.params import TrackingParams
 from orchestrator.yamlfile import KeyPath
 from stages.evaluation import EvalSet
 from stages.kinds import KINDS, Kind
 from stages.params import DataParams, ModelParams, PrepareParams, StageParams, TrainParams
 
-TOP_KEYS = ("name", "storage", "seed", "model", "models", "data", "eval", "sweep", "defaults", "stages")
+TOP_KEYS = ("name", "storage", "seed", "model", "models", "data", "eval", "sweep", "defaults", "stages", "tracking",
+            "cluster")  # fmt: skip
 STORAGE_KEYS = ("url", "endpoint_url")
 # What `defaults:` may give to every training stage: all its settings but those that make it that stage.
 _OF_ONE_STAGE = ("needs", "model", "vision_from", "language_from", "train", "steps", "epochs")
@@ -63,6 +66,8 @@ class Experiment:
     stages: dict[str, Stage]
     sets: dict[str, EvalSet] = field(default_factory=dict)
     sweep: Sweep | None = None
+    tracking: TrackingParams = TrackingParams()
+    cluster: ClusterParams | None = None
 
     @property
     def needs(self) -> dict[str, tuple[str, ...]]:
@@ -113,8 +118,13 @@ class _Reader:
         known = {key: model for key, model in models.items() if model is not None}
         stages = self.stages(seed, list(models), bool(raw))
         stages = check_evaluations(stages, sets, known, model, self.problems)
+        tracking = self.validate(TrackingParams, self.group("tracking"), ("tracking",))
+        raw = self.group("cluster")
+        cluster = self.validate(ClusterParams, raw, ("cluster",)) if raw else None
         self.problems.stop()
-        return Experiment(name, self.path, storage, seed, model, known, data, stages, sets, self.sweep)
+        assert tracking is not None, "told above"
+        more = {"tracking": tracking, "cluster": cluster}
+        return Experiment(name, self.path, storage, seed, model, known, data, stages, sets, self.sweep, **more)
 
     def resolve(self, path: str) -> str:
         """URLs as they are; anything else is relative to the file's folder."""

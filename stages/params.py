@@ -15,6 +15,8 @@ from stages.base import Late, Params, Run
 from stages.curation import Curation
 from stages.evaluation import Answers, Ensemble, Prompt, Reranker, Sampling
 
+ACCELERATOR = "ray.io/accelerator-type"  # the label that Ray gives a node whose GPUs it knows
+
 Module = Literal["vit", "mlp", "language"]
 
 
@@ -80,6 +82,14 @@ class Resources(Params):
     cpus: float = Field(default=1, gt=0, description="CPU cores per worker")
     gpus: float = Field(default=0, ge=0, description="GPUs per worker")
     gpu_memory: float = Field(default=80, gt=0, description="GB of each GPU")
+    accelerator: str | None = Field(
+        default=None, min_length=1, description="Ray's name of the GPUs to run on, e.g. H100, A100-80G, L4; None: any"
+    )
+    labels: dict[str, str] = Field(
+        default_factory=dict,
+        description="of the nodes to run on, as Ray's label selectors: {ray.io/market-type: on-demand}; a value may be "
+        "'!value', 'in(a,b)' or '!in(a,b)'",
+    )
 
     @field_validator("workers")
     @classmethod
@@ -95,6 +105,11 @@ class Resources(Params):
     @property
     def most(self) -> int:
         return self.workers if isinstance(self.workers, int) else self.workers[1]
+
+    @property
+    def selector(self) -> dict[str, str]:
+        """`accelerator` and `labels` as one label selector of Ray's."""
+        return {**({ACCELERATOR: self.accelerator} if self.accelerator else {}), **self.labels}
 
 
 class StageParams(Params):

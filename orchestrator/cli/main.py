@@ -6,6 +6,7 @@ import sys
 import traceback
 
 from modeling.errors import UserError
+from orchestrator.cli import cluster as cluster_verb
 from orchestrator.cli import commands, weights
 from orchestrator.cli import eval as eval_verb
 from orchestrator.cli.demo import demo
@@ -67,6 +68,11 @@ def parser() -> argparse.ArgumentParser:
     sub = verbs.add_parser("eval", help=text, description=text)
     eval_verb.arguments(sub)
     sub.set_defaults(function=eval_verb.evaluate)
+
+    text = "files that start and watch a cluster, and a check of a running one"
+    sub = verbs.add_parser("cluster", help=text, description=text)
+    cluster_verb.arguments(sub)
+    sub.set_defaults(function=cluster_verb.cluster)
 
     text = "a page on this machine that asks a trained stage or a model folder: pictures, samples and their vote"
     sub = verbs.add_parser("demo", help=text, description=text)
