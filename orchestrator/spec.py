@@ -66,7 +66,7 @@ class Experiment:
     stages: dict[str, Stage]
     sets: dict[str, EvalSet] = field(default_factory=dict)
     sweep: Sweep | None = None
-    tracking: TrackingParams = TrackingParams()
+    tracking: TrackingParams = field(default_factory=TrackingParams)
     cluster: ClusterParams | None = None
 
     @property
