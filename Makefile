@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install quickstart test test-unit lint format
+.PHONY: install quickstart test test-unit lint audit docs format
 
 install: $(STAMP)
 
@@ -17,7 +17,7 @@ $(STAMP): pyproject.toml constraints.txt orchestrator/demo/requirements.txt
 	$(BIN)/python -m pip install -q -c constraints.txt pip setuptools wheel packaging ninja py-cpuinfo psutil numpy pydantic
 	$(BIN)/python -m pip install -q -c constraints.txt torch
 	DS_BUILD_OPS=0 $(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation deepspeed
-	$(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation -e ".[dev,quickstart]"
+	$(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation -e ".[dev,docs,quickstart]"
 	$(BIN)/python -m pip install -q --no-deps -r orchestrator/demo/requirements.txt playwright==1.65.2
 	$(BIN)/python -m modeling.warm
 	touch $@
@@ -26,10 +26,20 @@ quickstart: install
 	$(BIN)/python experiments/digits.py --output runs/digits --seed 0
 	$(BIN)/stageline run experiments/quickstart.yaml
 
-lint: install
+lint: install audit
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+
+# Known vulnerabilities of what is installed; says so where no service can be asked.
+audit: install
+	$(BIN)/python tests/audit.py
+
+# The site, in build/docs; the reference pages are written from the code first.
+docs: install
+	$(BIN)/python docs/reference.py
+	$(BIN)/python -m sphinx -q -W --keep-going -n -d build/doctrees docs build/docs
+	@echo build/docs/index.html
 
 format: install
 	$(BIN)/ruff check --fix .

@@ -5,6 +5,9 @@
 Invariant: a notice is passed on once it can be, and only once: a drain that GCS did not answer is tried again every
 second; one that it took is repeated only if a later notice ends sooner (a rebalance recommendation that is followed by
 an interruption). Nothing in Ray reads these notices itself. The agent is no Ray driver and holds no resources.
+
+In a pod (`--on-sigterm SECONDS`) SIGTERM is a notice too: Kubernetes sends it to all containers of a pod at once, so
+the agent of a sidecar drains the node and leaves, while a preStop hook lets the container of Ray work on.
 """
 
 import argparse
@@ -16,11 +19,12 @@ import time
 from collections.abc import Callable
 
 from cluster.gcs import Gcs, Node, Unanswered, here
-from cluster.notice import Source, Unreadable, open_source
+from cluster.notice import SigtermSource, Source, Unreadable, open_source
 from modeling.errors import UserError
 
 RETRY_S = 1.0  # while a drain is not yet taken
 SOONER_S = 1.0  # by which a later notice must end before the one that was passed on
+SLICE_S = 0.2  # of a sleep that a signal is to end
 DEFAULT_LEAD_S = 120.0  # of a rebalance recommendation that is acted on: as long as an interruption notice gives
 # Of Ray's client, read when Ray is imported: it would wait 40 s for a mute GCS, and end the process after a minute.
 RAY_CLIENT = {
@@ -42,6 +46,7 @@ class Agent:
         self._end: float | None = None  # of the notice that stands, on the clock
         self._told: float | None = None  # the end that Ray was told
         self._reason = ""
+        self.homeless = False  # whether the last drain found no node to tell of
         self._said: dict[str, str] = {}  # the last line of each kind: a lasting state is logged once
 
     @property
@@ -56,9 +61,11 @@ class Agent:
             return
         assert self._end is not None
         left = max(0.0, self._end - self._clock())
+        self.homeless = False
         try:
             self._drain(left, self._reason)
         except (Unanswered, LookupError) as error:
+            self.homeless = isinstance(error, LookupError)
             self._say("drain", f"cannot drain yet, trying on: {error}", logging.WARNING)
             return
         self._told = self._end
@@ -111,7 +118,10 @@ def nodes_of(gcs: Gcs, node_id: str | None) -> list[Node]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs until SIGTERM or SIGINT. Exit code: 0 when asked to end, 2 for a mistake in the options."""
+    """Runs until SIGINT or SIGTERM; with --on-sigterm, until that notice was passed on or no node is left to drain.
+
+    Exit code: 0 when asked to end, 2 for a mistake in the options.
+    """
     parser = argparse.ArgumentParser(prog="python -m cluster.agent", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--address", required=True, help="of Ray's GCS, host:port, as `ray start --head` prints it")
     parser.add_argument("--source", default="auto", help="auto (default), aws, gcp or file:PATH")
@@ -125,19 +135,23 @@ def main(arguments: list[str] | None = None) -> int:
         metavar="SECONDS",
         help=f"drain on AWS's early recommendation too, as if so many seconds were left (default {DEFAULT_LEAD_S:.0f})",
     )
+    parser.add_argument(
+        "--on-sigterm",
+        type=float,
+        metavar="SECONDS",
+        help="SIGTERM is a notice: drain as if so many seconds were left, as in a pod's terminationGracePeriodSeconds",
+    )
     options = parser.parse_args(arguments)
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO, stream=sys.stderr)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     for name, value in RAY_CLIENT.items():
         os.environ.setdefault(name, value)
     try:
-        _check(options.address, options.poll)
-        source = open_source(options.source, rebalance_lead_s=options.act_on_rebalance)
+        _check(options.address, options.poll, options.on_sigterm)
+        source = _open(options.source, options.act_on_rebalance, options.on_sigterm)
         agent = Agent(source, drainer(options.address, options.node_id))
         _greet(options.address, options.node_id, source)
-        while True:
-            agent.poll()
-            time.sleep(min(RETRY_S, options.poll) if agent.pending else options.poll)
+        return _watch(agent, source, options.poll)
     except UserError as error:
         print(f"agent: {error}", file=sys.stderr)
         return 2
@@ -145,12 +159,44 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
 
 
-def _check(address: str, poll: float) -> None:
+def _open(name: str, rebalance_lead_s: float | None, sigterm_lead_s: float | None) -> Source:
+    """With --on-sigterm a machine in no cloud is no mistake: SIGTERM is announcement enough."""
+    if sigterm_lead_s is None:
+        return open_source(name, rebalance_lead_s=rebalance_lead_s)
+    try:
+        cloud = open_source(name, rebalance_lead_s=rebalance_lead_s)
+    except UserError as error:
+        if name != "auto":
+            raise
+        log.info("SIGTERM alone will announce the end: %s", error.message)
+        cloud = None
+    source = SigtermSource(sigterm_lead_s, cloud)
+    signal.signal(signal.SIGTERM, lambda *_: source.announce())
+    return source
+
+
+def _watch(agent: Agent, source: Source, poll: float) -> int:
+    def told_to_end() -> bool:
+        return isinstance(source, SigtermSource) and source.announced
+
+    while True:
+        last = told_to_end()  # before the look, which then has seen it
+        agent.poll()
+        if last and (agent.homeless or not agent.pending):
+            return 0
+        until = time.monotonic() + (min(RETRY_S, poll) if agent.pending else poll)
+        while time.monotonic() < until and (agent.pending or not told_to_end()):
+            time.sleep(min(SLICE_S, poll))
+
+
+def _check(address: str, poll: float, sigterm_lead_s: float | None) -> None:
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit():
         raise UserError(f"{address!r} is not host:port", where="--address", remedy="e.g. 10.0.0.1:6379")
     if poll <= 0:
         raise UserError(f"{poll:g} seconds between two looks", where="--poll", remedy="a positive number")
+    if sigterm_lead_s is not None and sigterm_lead_s < 0:
+        raise UserError(f"{sigterm_lead_s:g} seconds left", where="--on-sigterm", remedy="0 or more")
 
 
 def _greet(address: str, node_id: str | None, source: Source) -> None:

@@ -93,6 +93,18 @@ class Gcs:
         state = GetClusterResourceStateReply.FromString(answer).cluster_resource_state
         return {node.node_id.hex(): dict(node.available_resources) for node in state.node_states}
 
+    def other_jobs(self) -> list[str]:
+        """Who else is connected and may hold resources: a job's submission id, or the process of a driver."""
+        import ray
+
+        mine = ray.get_runtime_context().get_job_id()
+        jobs = self._ask(lambda: self._client.get_all_job_info(timeout=TIMEOUT_S)).values()
+        return [
+            dict(job.config.metadata).get("job_submission_id") or f"process {job.driver_pid} on {job.driver_ip_address}"
+            for job in jobs
+            if not job.is_dead and job.job_id.hex() != mine and not job.config.ray_namespace.startswith("_ray_internal")
+        ]
+
     def draining(self) -> dict[str, float]:
         """Unix time of the deadline of every node that is being drained; inf where it has none."""
         deadlines = self._ask(lambda: self._client.get_draining_nodes(timeout=TIMEOUT_S))

@@ -10,25 +10,37 @@ Raises gcs.Unanswered when GCS does not answer within two seconds.
 """
 
 import time
+from dataclasses import dataclass
 
-from cluster.gcs import Gcs, Node, reachable_nodes
+import psutil
+
+from cluster.gcs import Gcs, reachable_nodes
 
 NAMES = ("CPU", "GPU")
 
 
-def free_by_node() -> dict[str, dict[str, float]]:
-    """{node id: {"CPU": n, "GPU": n}} that nobody holds, on nodes that can take work.
+@dataclass(frozen=True)
+class Place:
+    """A node that can take work. total, free: {"CPU": n, "GPU": n}; what a worker group that just ended held is free a
+    report (0.1 s) later. labels: Ray's and those it was started with."""
 
-    What a worker group that just ended held is free a report (0.1 s) later.
-    """
+    id: str
+    address: str
+    head: bool
+    labels: dict[str, str]
+    total: dict[str, float]
+    free: dict[str, float]
+
+
+def places() -> list[Place]:
+    """Nodes that can take work now."""
     gcs = Gcs.of_this_process()
-    available = gcs.available()
-    return {node.id: _named(available.get(node.id, {})) for node in _usable(gcs)}
-
-
-def total_by_node() -> dict[str, dict[str, float]]:
-    """{node id: {"CPU": n, "GPU": n}} in all, on nodes that can take work."""
-    return {node.id: _named(node.total) for node in _usable(Gcs.of_this_process())}
+    available, going = gcs.available(), gcs.draining()
+    usable = reachable_nodes(node for node in gcs.alive() if node.id not in going)
+    return [
+        Place(node.id, node.address, node.head, node.labels, _named(node.total), _named(available.get(node.id, {})))
+        for node in usable
+    ]
 
 
 def draining() -> dict[str, float]:
@@ -40,9 +52,13 @@ def draining() -> dict[str, float]:
     return {node: max(0.0, deadline - now) for node, deadline in Gcs.of_this_process().draining().items()}
 
 
-def _usable(gcs: Gcs) -> list[Node]:
-    going = gcs.draining()
-    return reachable_nodes(node for node in gcs.alive() if node.id not in going)
+def interface_of(address: str) -> str | None:
+    """The network card of this machine that has this address; None where none has.
+
+    Gloo takes the card of whatever this host's name resolves to: that may be loopback, where no other machine is.
+    """
+    cards = psutil.net_if_addrs().items()
+    return next((name for name, its in cards if any(one.address == address for one in its)), None)
 
 
 def _named(resources: dict[str, float]) -> dict[str, float]:

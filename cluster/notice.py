@@ -1,10 +1,10 @@
-"""Who says that this machine will be taken away, and when: AWS, Google Cloud, or a file for tests.
+"""Who says that this machine will be taken away, and when: AWS, Google Cloud, a pod's SIGTERM, or a file for tests.
 
 Invariant: a source only reads. None means "no notice"; anything that is not an answer raises Unreadable, and is never
 taken for one. Metadata services are asked directly, past any proxy of the environment.
 Sources: Amazon EC2 User Guide, "Spot Instance interruption notices", "EC2 instance rebalance recommendations" and
 "Use IMDSv2"; Compute Engine documentation, "Spot VMs" (preemption process) and "Monitor and plan for a host
-maintenance event".
+maintenance event"; Kubernetes documentation, "Pod Lifecycle" (termination of pods).
 """
 
 import json
@@ -32,7 +32,7 @@ _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 @dataclass(frozen=True)
 class Notice:
-    """deadline_s: seconds until the machine goes, counted from when this was read. source: "aws", "gcp" or "file"."""
+    """deadline_s: seconds until the machine goes, counted from when this was read. source: the name of one below."""
 
     deadline_s: float
     reason: str
@@ -173,6 +173,39 @@ class FileSource:
         except (ValueError, TypeError, KeyError) as error:
             raise Unreadable(f'{self._path} holds {text[:80]!r}, neither seconds nor {{"deadline_s": 30}}') from error
         return Notice(max(0.0, seconds), f"{self._path} appeared", self.name)
+
+
+class SigtermSource:
+    """The SIGTERM of Kubernetes: a pod is told `lead_s` seconds before it is killed, whatever takes its node.
+
+    beside: a cloud's source that is read until then, and which may know earlier; None where there is none.
+    """
+
+    def __init__(self, lead_s: float, beside: Source | None, clock: Callable[[], float] = time.monotonic):
+        self.name = f"{beside.name} and SIGTERM" if beside else "SIGTERM"
+        self.advice = ""  # of the source beside
+        self._lead, self._beside, self._clock = lead_s, beside, clock
+        self._since: float | None = None
+
+    @property
+    def announced(self) -> bool:
+        return self._since is not None
+
+    def announce(self) -> None:
+        """To be called by the signal's handler. A second signal moves nothing."""
+        if self._since is None:
+            self._since = self._clock()
+
+    def poll(self) -> Notice | None:
+        """Raises Unreadable."""
+        if self._since is None:
+            if self._beside is None:
+                return None
+            notice = self._beside.poll()
+            self.advice = self._beside.advice
+            return notice
+        left = self._lead - (self._clock() - self._since)
+        return Notice(max(0.0, left), "the pod is being ended", "SIGTERM")
 
 
 def open_source(

@@ -21,7 +21,7 @@ class HeadParams(Params):
     """`cluster.head:` — the machine of the driver: it trains nothing, and is never a spot machine."""
 
     instance: str | None = Field(default=None, description="the cloud's name of the machine, e.g. m6i.2xlarge")
-    cpus: float = Field(default=8, gt=0)
+    cpus: float = Field(default=8, gt=0, description="cores; Ray places no work there")
     memory: float = Field(default=32, gt=0, description="GB")
     price: float | None = Field(default=None, ge=0, description="an hour, in `currency`")
 
@@ -53,8 +53,8 @@ class ClusterParams(Params):
 
     image: str = Field(default="rayproject/ray:2.60.0-py311-gpu", description="container image of all nodes")
     head: HeadParams = HeadParams()
-    nodes: dict[str, NodeParams] = Field(min_length=1)
-    currency: str = Field(default="USD", pattern="[A-Z]{3}")
+    nodes: dict[str, NodeParams] = Field(min_length=1, description="types of machine, by a name of yours")
+    currency: str = Field(default="USD", pattern="[A-Z]{3}", description="of all prices")
     provider: Literal["aws", "gcp"] | None = Field(default=None, description="of `ray up` and SkyPilot")
     region: str | None = Field(default=None, description="e.g. us-east-1")
     zone: str | None = Field(default=None, description="e.g. us-central1-a; for GCP")

@@ -45,33 +45,31 @@ class Dataset:
 def read_meta(path: Path | str, endpoint: str | None = None) -> list[Dataset]:
     """The datasets of a meta file, in its order. Relative paths are taken from the meta file's folder.
 
-    endpoint: the S3 store of what lies on s3://. Raises DataError: file absent or not JSON, unknown or ill-typed key,
-    annotation absent or of no known format.
+    path: of a local file, or s3://. endpoint: the S3 store of what lies on s3://. Raises DataError: file absent or not
+    JSON, unknown or ill-typed key, annotation absent or of no known format.
     """
-    path = Path(path)
+    path = str(path)
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = files.read(path, endpoint).decode("utf-8-sig")
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
-        raise DataError("meta file not found", where=str(path), remedy="check `meta:` under `data:`") from None
+        raise DataError("meta file not found", where=path, remedy="check `meta:` under `data:`") from None
     except (UnicodeDecodeError, PermissionError) as error:
-        raise DataError(f"cannot read the meta file: {error}", where=str(path), remedy="give a UTF-8 JSON") from None
+        raise DataError(f"cannot read the meta file: {error}", where=path, remedy="give a UTF-8 JSON") from None
     try:
         meta = json.loads(text, object_pairs_hook=lambda pairs: no_duplicates(pairs, path))
     except json.JSONDecodeError as error:
         where = f"{path}:{error.lineno}"
         raise DataError(f"not JSON: {error.msg}", where=where, remedy="correct the JSON at this line") from None
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets without end
-        raise DataError(
-            f"cannot read the meta file: {error}", where=str(path), remedy="write it as documented"
-        ) from None
+        raise DataError(f"cannot read the meta file: {error}", where=path, remedy="write it as documented") from None
     if not isinstance(meta, dict) or not meta:
         found = "an empty object" if meta == {} else f"a {type(meta).__name__}"
         remedy = 'write {"<dataset name>": {"root": …, "annotation": "….jsonl", …}}'
-        raise DataError(f"a meta file names at least one dataset, found {found}", where=str(path), remedy=remedy)
+        raise DataError(f"a meta file names at least one dataset, found {found}", where=path, remedy=remedy)
     return [_dataset(name, entry, path, endpoint) for name, entry in meta.items()]
 
 
-def no_duplicates(pairs: list[tuple[str, Any]], path: Path) -> dict[str, Any]:
+def no_duplicates(pairs: list[tuple[str, Any]], path: Path | str) -> dict[str, Any]:
     """A hook for json.loads. Raises DataError for a key that stands twice, of which JSON keeps the last."""
     out = dict(pairs)
     if len(out) < len(pairs):
@@ -81,7 +79,7 @@ def no_duplicates(pairs: list[tuple[str, Any]], path: Path) -> dict[str, Any]:
     return out
 
 
-def _dataset(name: str, entry: Any, path: Path, endpoint: str | None) -> Dataset:
+def _dataset(name: str, entry: Any, path: str, endpoint: str | None) -> Dataset:
     def fail(key: str, message: str, remedy: str) -> DataError:
         return DataError(message, where=f"{path}: {name}.{key}" if key else f"{path}: {name}", remedy=remedy)
 
@@ -95,7 +93,7 @@ def _dataset(name: str, entry: Any, path: Path, endpoint: str | None) -> Dataset
 
     if name.encode("utf-8", "ignore").decode() != name:
         raise fail("", "the name of this dataset is no text", "name it in plain characters")
-    folder = str(path.absolute().parent)
+    folder = path.rpartition("/")[0] if files.is_remote(path) else os.path.dirname(os.path.abspath(path))
     root, given = entry.get("root", "."), entry.get("annotation")
     if not isinstance(root, str):
         raise fail("root", f"must be a path, found {root!r}", "give 'root' as text")

@@ -27,6 +27,8 @@ class Attempt:
     message: str = ""
     reached: int = 0  # the last step known to have been trained
     lost: int = 0  # steps it trained that the next attempt trained again
+    heard: float = 0.0  # when it wrote its newest entry: its end, unless its driver was lost
+    useful_s: float = 0.0  # of its steps that survive
 
 
 @dataclass
@@ -86,8 +88,10 @@ def account(entries: Iterable[Entry]) -> Account:
         if not out.completed and entry.type != "retired":
             out.until = entry.time
         last = out.attempts[-1] if out.attempts else None
+        if last is not None and entry.token == last.token and not out.completed and entry.type != "retired":
+            last.heard = entry.time
         if entry.type == "attempt":
-            out.attempts.append(Attempt(entry.token, entry.fields["workers"], entry.time))
+            out.attempts.append(Attempt(entry.token, entry.fields["workers"], entry.time, heard=entry.time))
         elif entry.type == "started" and last is not None:
             step = entry.fields["step"]
             last.resumed_from, last.first_step = step, entry.time
@@ -109,6 +113,8 @@ def account(entries: Iterable[Entry]) -> Account:
             if last is not None:
                 last.ended, last.cause = entry.time, "completed"
     out.useful_s = sum(seconds for _, _, seconds in segments)
+    for attempt in out.attempts:
+        attempt.useful_s = sum(seconds for _, token, seconds in segments if token == attempt.token)
     return out
 
 

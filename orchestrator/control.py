@@ -9,6 +9,7 @@ import json
 
 from orchestrator.checkpoints import token_name
 from orchestrator.ledger import Token
+from orchestrator.redaction import redact
 from orchestrator.store import Missing, Store
 
 POLL_S = 1.0  # between two looks of rank 0
@@ -16,7 +17,7 @@ POLL_S = 1.0  # between two looks of rank 0
 
 def ask_to_stop(store: Store, prefix: str, token: Token, in_s: float, reason: str) -> None:
     """The attempt of `token` has to be over in `in_s` seconds: it saves last before that, and stops."""
-    body = {"in_s": in_s, "reason": reason}
+    body = {"in_s": in_s, "reason": redact(reason)}
     store.put(_key(prefix, token), json.dumps(body).encode())
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from modeling.errors import UserError
+from orchestrator.redaction import guarded
 from stages.params import Resources
 
 RETRIES = 3  # of an item whose process has died; Ray Data's own number is without limit
@@ -37,10 +38,12 @@ def stream(function: Callable[..., Any], items: Sequence[Any], resources: Resour
         most = min(resources.most, len(items))  # all are asked for at once; as many as there is room for start
         strategy = ActorPoolStrategy(min_size=1, initial_size=most, max_size=most)
         pool = {"compute": strategy, "fn_constructor_args": (function,), "num_gpus": resources.gpus or None}
-        retries = {"max_restarts": RETRIES, "max_task_retries": RETRIES}
+        retries: dict[str, Any] = {"max_restarts": RETRIES, "max_task_retries": RETRIES}
     else:
         pool = {"compute": TaskPoolStrategy(size=min(resources.most, len(items))), "fn_args": (function,)}
         retries = {"max_retries": RETRIES}
+    if resources.selector:
+        retries |= {"label_selector": resources.selector}
     call: Any = _Caller if isinstance(function, type) else _call
     data = ray.data.from_items([{"item": item} for item in items], override_num_blocks=len(items)).map(
         call,
@@ -58,12 +61,15 @@ def stream(function: Callable[..., Any], items: Sequence[Any], resources: Resour
 
 
 def _call(row: dict[str, Any], function: Callable[[Any], Any]) -> dict[str, Any]:
-    return {"result": function(row["item"])}
+    with guarded():
+        return {"result": function(row["item"])}
 
 
 class _Caller:
     def __init__(self, kind: type):
-        self._function: Any = kind()
+        with guarded():
+            self._function: Any = kind()
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        return {"result": self._function(row["item"])}
+        with guarded():
+            return {"result": self._function(row["item"])}

@@ -13,6 +13,7 @@ from typing import Any
 from orchestrator.attendant import Attendant, Stop
 from orchestrator.checkpoints import token_name
 from orchestrator.control import hung
+from orchestrator.drivernote import QUEUED
 from orchestrator.errors import ErrorClass, Fenced, Hang, classify, one_line
 from orchestrator.fingerprint import Identity
 from orchestrator.ledger import Ledger, Token
@@ -20,6 +21,7 @@ from orchestrator.liveness import Heartbeat, owner, presumed_dead
 from orchestrator.plan import record_mapping, write_identity
 from orchestrator.policy import GiveUp, decide
 from orchestrator.progress import read_progress
+from orchestrator.redaction import redact, sanitize
 from orchestrator.s3 import with_patience
 from orchestrator.spec import Experiment, Stage
 from orchestrator.stageio import ParentRef, Task
@@ -75,11 +77,13 @@ def run_stage(
     events: Callable[[str, str], Any],
     stop: Stop | None = None,
     room: Callable[[Resources], int] = lambda resources: resources.most,
+    waits: Callable[[Resources], tuple[str, bool]] = lambda resources: ("there is no room", False),
 ) -> None:
     """Bring a stage to completion, or raise StageFailed. attempt(task, stopping): runs one (launch.run_attempt).
 
     events(stage, message): what a user should see. stop: the driver was asked to stop. room(resources): workers of this
-    size that fit on what is free now. Where a living driver has the stage, waits for its result or its end.
+    size that fit on what is free now. waits(resources): why there is none for it, and whether asking all the same makes
+    the cluster start machines. Where a living driver has the stage, waits for its result or its end.
     """
     name, stop, impatient = job.stage.name, stop or Stop(), store
     store = with_patience(store, STORE_PATIENCE_S)
@@ -91,7 +95,7 @@ def run_stage(
         if token is None:
             return
         with Heartbeat(impatient, job.prefix, token[0]):
-            _attempts(store, job, ledger, token, attempt, events, stop, room)
+            _attempts(store, job, ledger, token, attempt, events, stop, room, waits)
     except Fenced as error:
         if ledger.state().completed is not None:  # by whoever it gave way to, or a worker that it took for lost
             return events(name, "completed by another driver, reused")
@@ -107,13 +111,14 @@ def _attempts(
     events: Callable[[str, str], Any],
     stop: Stop,
     room: Callable[[Resources], int],
+    waits: Callable[[Resources], tuple[str, bool]],
 ) -> None:
     """Attempts until one completes the stage. Raises StageFailed, or Fenced where a higher token is in the ledger."""
     name, params = job.stage.name, job.stage.params
     while True:
         if stop.is_set():
             raise StageFailed(name, ErrorClass.preempted, RuntimeError("stopped"), "the driver was stopped")
-        workers = _size(name, params.resources, room, events, stop)
+        workers = _size(name, params.resources, room, waits, events, stop)
         token = ledger.start_attempt(token, workers)
         task = Task(
             storage=store.url, prefix=job.prefix, stage=name, kind=job.stage.kind_name,
@@ -128,7 +133,7 @@ def _attempts(
             with Attendant(store, job.prefix, token, workers, params.resources, stop, room):
                 attempt(task, stop.is_set)
         except Exception as caught:
-            error = caught
+            error = sanitize(caught)
         state = ledger.state()
         if state.completed is not None:
             if state.token > token:
@@ -164,23 +169,28 @@ def _size(
     name: str,
     resources: Resources,
     room: Callable[[Resources], int],
+    waits: Callable[[Resources], tuple[str, bool]],
     events: Callable[[str, str], Any],
     stop: Stop,
 ) -> int:
     """How many workers the next attempt has: the most that fit, once what the last one held had time to come free.
 
-    A fixed number is asked of the cluster in the end even where there is no room: one that grows on demand has to hear.
+    A cluster that grows on demand is asked for the fewest all the same: it hears of nothing but requests. Any other is
+    waited for, and why is told whenever it changes.
     """
-    began, told = time.monotonic(), False
+    began, told, asked = time.monotonic(), "", 0.0
     while not stop.is_set():
         free, waited = room(resources), time.monotonic() - began
         if free >= resources.most or (free >= resources.least and waited >= SETTLE_S):
             return min(free, resources.most)
-        if waited >= TELL_S and not told:
-            told = True
-            events(name, f"waits for room for at least {resources.least} workers, there is room for {free}")
-            if resources.least == resources.most:
-                return resources.most
+        if waited >= TELL_S and waited - asked >= TELL_S:
+            asked = waited
+            reason, grows = waits(resources)
+            if reason != told:
+                told = reason
+                events(name, f"{QUEUED}{reason}")
+            if grows:
+                return resources.least
         stop.wait(LOOK_S if waited < SETTLE_S else LATE_LOOK_S)
     raise StageFailed(name, ErrorClass.preempted, RuntimeError("stopped"), "the driver was stopped")
 
@@ -223,7 +233,7 @@ def _record_failure(
         return
     ledger.append("failed", token, error_class=error_class.value, message=one_line(error, error_class), step=step)
     text = "".join(traceback.format_exception(error))
-    store.put(f"{job.prefix}/logs/{token_name(token)}-error.log", text.encode())
+    store.put(f"{job.prefix}/logs/{token_name(token)}-error.log", redact(text).encode())
 
 
 def _reached(store: Store, job: Job, token: Token) -> int:

@@ -83,7 +83,8 @@ _TEXTS: tuple[tuple[ErrorClass, re.Pattern[str]], ...] = (
     (ErrorClass.hang, re.compile(r"Watchdog caught collective operation timeout|Timed out waiting \d+ms for", re.I)),
     (ErrorClass.preempted, re.compile(r"interrupted by node preemption|node (was|is being) preempted", re.I)),
     (ErrorClass.lost_node, re.compile(
-        r"(gloo|nccl|c10d|tcpstore|processgroup).*(Connection (reset|closed)|Broken pipe|timeout|remote process exited)"
+        r"(gloo|nccl|c10d|tcpstore|processgroup).*(Connection (reset|closed)|Broken pipe|time(d )?out"
+        r"|remote process exited)"
         r"|Connection closed by peer|NCCL.*(remote error|system error)|SIGKILL|exit code 137|signal 9\b"
         r"|Worker exit type: SYSTEM_ERROR|The actor died|node .*(died|was terminated)", re.I)),
     (ErrorClass.storage_transient, re.compile(

@@ -66,8 +66,12 @@ def _plain(value: Any, where: str) -> Any:
 SourceDigest = Callable[[str], dict[str, Any] | None]  # of a mixture, by its name under `data:`
 
 
-def absent_source(meta: str) -> str | None:
+def absent_source(meta: str, endpoint: str | None = None) -> str | None:
     """The first file a mixture cannot do without and that is not there: its meta file or an annotation."""
+    if "://" in meta:
+        from modeling.files import state
+
+        return meta if state(meta, endpoint) is None else None  # its annotations are looked at by source_digest
     path = Path(meta)
     if not path.is_file():
         return meta
@@ -94,8 +98,11 @@ def source_digest_of(experiment: Experiment) -> SourceDigest:
         key = (data.meta, data.endpoint_url)
         if key not in cache:
             try:
-                absent = absent_source(data.meta)
-                cache[key] = None if absent else source_digest(Path(data.meta), data.endpoint_url)
+                absent = absent_source(data.meta, data.endpoint_url)
+                cache[key] = None if absent else source_digest(data.meta, data.endpoint_url)
+            except PermissionError as error:
+                remedy = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, of someone who may read it"
+                raise DataError(str(error), where=f"data.{mixture}", remedy=remedy) from error
             except Unavailable as error:
                 message, remedy = f"its store does not answer: {error}", "check the network, and endpoint_url"
                 raise DataError(message, where=f"data.{mixture}", remedy=remedy) from error

@@ -37,6 +37,9 @@ from orchestrator.courier import Notice
 from orchestrator.dataflow import stream
 from orchestrator.errors import Fenced, Preempted, StorageTransient, user_error
 from orchestrator.ledger import Ledger
+from orchestrator.observe.links import dashboard_url
+from orchestrator.places import telling
+from orchestrator.redaction import guarded
 from orchestrator.stageio import StoreIO, Task
 from orchestrator.store import open_store
 from stages.kinds import KINDS
@@ -54,8 +57,8 @@ log = logging.getLogger(__name__)
 _fits: list[Future[None]] = []  # of this process
 
 
-def start_ray(address: str | None) -> dict[str, float]:
-    """Connect to `address`, or start a Ray of our own on loopback; returns the cluster's resources.
+def start_ray(address: str | None) -> None:
+    """Connect to `address`, or start a Ray of our own on loopback.
 
     Where all its nodes are on this machine, worker processes come from a fork server of this driver (warmup.py).
     """
@@ -76,8 +79,9 @@ def start_ray(address: str | None) -> dict[str, float]:
             environment = warmup.start()  # imports while Ray starts
             local: dict[str, Any] = {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
             _start(lambda: ray.init(address="local", runtime_env=environment, **local, **common))
+        if dashboard_url():  # whose API lists Ray Train's runs then: /api/train/v2/runs/v1
+            os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "1")
         threading.Thread(target=import_module, args=("ray.train.torch",), daemon=True).start()  # 3 s that _fit needs
-    return dict(ray.cluster_resources())
 
 
 def _start(init: Callable[[], Any]) -> None:
@@ -116,19 +120,6 @@ def stop_ray() -> None:
     wait(_fits, LATE_S)
     ray.shutdown()
     warmup.stop()
-
-
-def room(resources: Resources) -> int:
-    """Workers of this size that fit on what is free now, on nodes that are alive and stay."""
-    from cluster.gcs import Unanswered
-    from cluster.nodes import free_by_node
-
-    try:
-        free = free_by_node().values()
-    except Unanswered:
-        return 0
-    asked = [(what, each) for what, each in (("CPU", resources.cpus), ("GPU", resources.gpus)) if each > 0]
-    return sum(min(int(node.get(what, 0.0) / each + 1e-9) for what, each in asked) for node in free)
 
 
 def run_attempt(task: Task, stopping: Callable[[], bool] = lambda: False) -> None:
@@ -205,7 +196,18 @@ def _train(task: Task, over: Path, environment: Path) -> None:
     runtime environment, once they run; over: once none is left."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch.config import _TorchBackend
     from ray.train.v2._internal.execution.callback import WorkerGroupCallback  # the public ones tell of no end
+
+    class Backend(_TorchBackend):
+        def on_start(self, worker_group: Any, backend_config: Any) -> None:
+            worker_group.execute(_choose_interface)
+            super().on_start(worker_group, backend_config)
+
+    class Config(TorchConfig):
+        @property
+        def backend_cls(self) -> type:
+            return Backend
 
     class Tell(WorkerGroupCallback):
         def after_worker_group_start(self, worker_group: Any) -> None:
@@ -222,11 +224,12 @@ def _train(task: Task, over: Path, environment: Path) -> None:
     TorchTrainer(
         _work,
         train_loop_config={"task": task},
-        torch_config=TorchConfig(backend="nccl" if resources.gpus else "gloo"),
+        torch_config=Config(backend="nccl" if resources.gpus else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=task.workers,
             use_gpu=resources.gpus > 0,
             resources_per_worker={"CPU": resources.cpus, **({"GPU": resources.gpus} if resources.gpus else {})},
+            label_selector=resources.selector or None,
         ),
         run_config=RunConfig(
             name=f"{task.stage}-{task.fingerprint[:16]}-{token_name(task.token)}",
@@ -237,36 +240,68 @@ def _train(task: Task, over: Path, environment: Path) -> None:
     ).fit()
 
 
+def _choose_interface() -> None:
+    """In a worker, before it meets the others: they know it by the address that Ray does."""
+    import ray.util
+
+    from cluster.nodes import interface_of
+
+    card = interface_of(ray.util.get_node_ip_address())
+    if card is not None:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", card)
+
+
 def _work(config: dict[str, Any]) -> None:
     """The body of one worker."""
+    with guarded():
+        _rank(config)
+
+
+def _rank(config: dict[str, Any]) -> None:
     import ray.train
+    import torch.distributed
 
     task: Task = config["task"]
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     # Ray sets CUDA_VISIBLE_DEVICES and the rendezvous; DeepSpeed reads the local rank from the environment
     os.environ["LOCAL_RANK"] = str(context.get_local_rank())
-    io = StoreIO(task, rank, world, notices=_notices())
+    group = _group()
+    io = StoreIO(task, rank, world, notices=_notices({node for node, _ in group}))
     try:
+        if rank == 0:
+            io.ran_on([labels for _, labels in group])
         KINDS[task.kind].run(io)
     except BaseException as error:
         if rank == 0:
             io.log(f"stopped: {error}" if isinstance(error, UserError | Preempted | Fenced) else traceback.format_exc())
+        if isinstance(
+            error, Preempted
+        ):  # of all ranks: Ray ends them at the first that it sees, which has to be rank 0
+            io.close()
+            torch.distributed.barrier()
         raise
     finally:
         io.close()
 
 
-def _notices() -> Callable[[], Notice | None]:
-    """All ranks, inside the process group: a function that asks whether a node of this group is being drained.
-
-    It asks GCS, in the thread of rank 0 that calls it: ray.train.get_preemption_info() is a barrier of all ranks.
-    """
+def _group() -> list[tuple[str, dict[str, str]]]:
+    """All ranks, inside the process group: by rank, the id of its node and the labels that tell its type."""
     import ray
     import torch.distributed as dist
 
-    nodes: list = [None] * dist.get_world_size()
-    dist.all_gather_object(nodes, ray.get_runtime_context().get_node_id())
+    here = ray.get_runtime_context()
+    labels: Any = here.get_node_labels()  # texts, whatever its annotation says
+    group: list = [None] * dist.get_world_size()
+    dist.all_gather_object(group, (here.get_node_id(), telling(labels)))
+    return group
+
+
+def _notices(nodes: set[str]) -> Callable[[], Notice | None]:
+    """A function that asks whether one of these nodes, by id, is being drained.
+
+    It asks GCS, in the thread of rank 0 that calls it: ray.train.get_preemption_info() is a barrier of all ranks.
+    """
 
     def ask() -> Notice | None:
         from cluster.gcs import Unanswered
@@ -288,7 +323,8 @@ def ray_map(function: Callable[[Any], Any], items: Iterable[Any], resources: Res
     """Results in the order of the items, at most two tasks per worker in flight."""
     import ray
 
-    remote = ray.remote(_call).options(num_cpus=resources.cpus, num_gpus=resources.gpus, max_retries=3)
+    where = {"label_selector": resources.selector} if resources.selector else {}
+    remote = ray.remote(_call).options(num_cpus=resources.cpus, num_gpus=resources.gpus, max_retries=3, **where)
     pending: deque = deque()
     for item in items:
         pending.append(remote.remote(function, item))
@@ -299,7 +335,8 @@ def ray_map(function: Callable[[Any], Any], items: Iterable[Any], resources: Res
 
 
 def _call(function: Callable[[Any], Any], item: Any) -> Any:
-    return function(item)
+    with guarded():
+        return function(item)
 
 
 def _get(reference: Any) -> Any:

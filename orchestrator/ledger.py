@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 from modeling.errors import UserError
 from orchestrator.errors import ErrorClass, Fenced
+from orchestrator.redaction import redact
 from orchestrator.store import Exists, Store
 
 VERSION = 2
@@ -212,6 +213,7 @@ class Ledger:
         """Adds an entry of a type in FIELDS ("failed" takes error_class=). Raises Fenced; nothing is written then."""
         if "error_class" in fields:
             fields["class"] = str(fields.pop("error_class"))
+        fields |= {name: redact(fields[name]) for name in ("message", "reason") if name in fields}
 
         def same_token() -> Token:
             if self._state.token > token:

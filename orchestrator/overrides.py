@@ -11,6 +11,7 @@ from typing import Any
 
 from modeling.errors import UserError
 from orchestrator.problems import is_secret, suggest
+from orchestrator.redaction import found_in
 from orchestrator.yamlfile import KeyPath, Marks, parse_value
 
 
@@ -20,7 +21,7 @@ def apply(data: dict[str, Any], marks: Marks, overrides: list[str] | tuple[str, 
     for text in overrides:
         name, mark, raw = text.partition("=")
         path = tuple(part.strip() for part in name.split("."))
-        where = f"override '{name}=...'" if is_secret(path) else f"override '{text}'"
+        where = f"override '{name}=...'" if is_secret(path) or found_in(text) else f"override '{text}'"
         if not mark or not all(path):
             raise UserError("expected path=value", where=f"override '{name}'",
                             remedy="write for example stages.full_finetune.lr=1e-5")  # fmt: skip

@@ -124,7 +124,7 @@ def _absent(experiment: Experiment, stage: Stage) -> str:
     """Which input of a stage without a known identity is not there."""
     if stage.kind.base == "prepare":
         mixture = stage.params.data
-        source = absent_source(experiment.data[mixture].meta)
+        source = absent_source(experiment.data[mixture].meta, experiment.data[mixture].endpoint_url)
         if source is not None:
             return f"no file {source} (data.{mixture})"
     model = experiment.model_of(stage)

@@ -13,6 +13,7 @@ from typing import Any, NoReturn, TypeVar, get_args
 from pydantic import BaseModel, ValidationError
 
 from modeling.errors import UserError
+from orchestrator.redaction import found_in, redact
 from orchestrator.yamlfile import KeyPath, Marks
 
 Place = TypeVar("Place", int, str)
@@ -66,6 +67,10 @@ def suggest(word: str, valid: Iterable[str]) -> str:
     return f"use one of: {', '.join(valid)}" if valid else "remove it"
 
 
+SECRET_REMEDY = "remove it, and set it in the environment of every process that needs it"
+_NAMES = (("cluster", "secret"),)  # keys that hold the name of a secret
+
+
 def is_secret(path: KeyPath) -> bool:
     return any(isinstance(key, str) and _SECRET.search(key.lower()) for key in path)
 
@@ -82,7 +87,7 @@ def show(value: Any, path: KeyPath = ()) -> str:
         return "nothing"
     if isinstance(value, bool):
         return str(value).lower()
-    text = repr(value)
+    text = redact(repr(value))
     return text if len(text) <= 60 else text[:57] + "..."
 
 
@@ -173,6 +178,27 @@ class Problems:
                     remedy = f"write [{item['input']}]" if not is_secret(path) else "write a list"
                 found = "" if item["type"] in ("too_short", "too_long") else f", found {show(item['input'], path)}"
                 self.add(path, f"{message}{found}", remedy)
+
+    def add_secrets(self, value: Any, path: KeyPath = ()) -> None:
+        """Every secret in the file, by the name of its key or by what it looks like; no message repeats one. Where keys
+        of a store go, storage's own check says."""
+        if path == ("storage",):
+            return
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                if what := found_in(str(key)):
+                    self.add(path, f"a key of it holds {what}", SECRET_REMEDY)
+                else:
+                    self.add_secrets(inner, (*path, key))
+        elif isinstance(value, list):
+            for i, inner in enumerate(value):
+                self.add_secrets(inner, (*path, i))
+        elif isinstance(value, str | int | float) and not isinstance(value, bool) and path not in _NAMES:
+            named = [key for key in path if isinstance(key, str)][-1:]
+            if is_secret(tuple(named)) and value != "":
+                self.add(path, f"'{named[0]}' does not belong in this file", SECRET_REMEDY, label=path[:-1])
+            elif what := found_in(str(value)):
+                self.add(path, f"holds {what}, which does not belong in this file", SECRET_REMEDY)
 
     def add_not_finite(self, value: Any, path: KeyPath = ()) -> None:
         """Every nan and infinity in the file: none is a setting that can be meant."""

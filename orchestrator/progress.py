@@ -12,10 +12,13 @@ from typing import Any
 
 from orchestrator.checkpoints import token_name
 from orchestrator.ledger import Token
+from orchestrator.redaction import redact
 from orchestrator.store import Missing, Store
 
 REFRESH_S = 1.0  # between two progress notes
 SEGMENT_S = 15.0  # between two metrics segments
+# of a training stage's row: the note has their sums over the attempt, for who sees no other row (observe/meters.py)
+SUMMED = ("time/step", "time/data_wait", "time/checkpoint_stall", "tokens")
 
 
 class Recorder:
@@ -34,10 +37,11 @@ class Recorder:
         self._logged = 0
         self._noted, self._segment_at = 0.0, time.monotonic()
         self._began: tuple[float, int] | None = None
+        self._sums: dict[str, float] = {}
 
     def log(self, message: str) -> None:
         with self._kept:
-            self._lines += [f"{time.strftime('%H:%M:%S')} {line}" for line in message.splitlines()]
+            self._lines += [f"{time.strftime('%H:%M:%S')} {line}" for line in redact(message).splitlines()]
         if not self.behind:
             self._write_log()
 
@@ -47,12 +51,15 @@ class Recorder:
         if self._began is None:
             self._began = (now, step)
         done = step - self._began[1]
+        if "time/step" in row:
+            self._sums = {key: self._sums.get(key, 0.0) + row.get(key, 0.0) for key in SUMMED}
         note = {
             "token": list(self._token),
             "step": step,
             "total": total,
             "eta_s": (now - self._began[0]) / done * (total - step) if done else None,
             "row": row,
+            "sums": dict(self._sums),
             "time": time.time(),
         }
         with self._kept:

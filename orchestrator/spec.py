@@ -88,19 +88,29 @@ class Experiment:
         return [self.stages[name] for name in stage.params.needs]
 
 
-def load_spec(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
-    """Raises UserError; where several things are wrong its message has a line for each, in file order."""
-    return _Reader(Path(path), overrides).read()
+def load_spec(path: str | Path, overrides: Sequence[str] = (), base: str | Path | None = None) -> Experiment:
+    """base: the folder that relative paths in it count from; None: its own.
+
+    Raises UserError; where several things are wrong its message has a line for each, in file order.
+    """
+    return _Reader(Path(path), overrides, base).read()
 
 
 class _Reader:
-    def __init__(self, path: Path, settings: Sequence[str]):
-        self.path, self.folder = path, path.absolute().parent
+    def __init__(self, path: Path, settings: Sequence[str], base: str | Path | None = None):
+        self.path, self.folder = path, Path(base or path.absolute().parent)
         self.raw, marks = yamlfile.load(path)
         templates, variants = overrides.split(self.raw, settings)
         self.problems = Problems(str(path), marks, overrides.apply(self.raw, marks, templates))
+        self.refuse_secrets()  # before any message repeats a value
         self.sweep = expand(self.raw, self.problems)
         self.problems.overrides.update(overrides.apply(self.raw, marks, variants))
+        if variants:
+            self.refuse_secrets()
+
+    def refuse_secrets(self) -> None:
+        self.problems.add_secrets(self.raw)
+        self.problems.stop()
 
     def read(self) -> Experiment:
         self.problems.add_not_finite(self.raw)
@@ -123,7 +133,7 @@ class _Reader:
         cluster = self.validate(ClusterParams, raw, ("cluster",)) if raw else None
         self.problems.stop()
         assert tracking is not None, "told above"
-        more = {"tracking": tracking, "cluster": cluster}
+        more = {"tracking": tracking.located(self.resolve), "cluster": cluster}
         return Experiment(name, self.path, storage, seed, model, known, data, stages, sets, self.sweep, **more)
 
     def resolve(self, path: str) -> str:

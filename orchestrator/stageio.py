@@ -7,7 +7,9 @@ waits for storage: rows, logs and questions are a thread's (courier.py), checkpo
 """
 
 import json
+import logging
 import os
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -20,11 +22,13 @@ from orchestrator.cache import Held, held_result
 from orchestrator.checkpoints import Checkpoints, sha256_of, token_name, verified
 from orchestrator.control import stacks_key
 from orchestrator.courier import Courier, Notice
-from orchestrator.errors import ErrorClass, Preempted
+from orchestrator.errors import ErrorClass, Preempted, StorageTransient
 from orchestrator.folders import StoredResult, StoreFolder
 from orchestrator.ledger import Ledger, state
 from orchestrator.pacing import Pacer, failure_interval
+from orchestrator.places import Places, write_places
 from orchestrator.progress import Recorder, read_metrics
+from orchestrator.redaction import redact
 from orchestrator.s3 import with_patience
 from orchestrator.scratch import drop_scratch, make_scratch
 from orchestrator.store import open_store
@@ -34,6 +38,10 @@ from stages.kinds import KINDS
 HUNG_EXIT_CODE = 86
 HUNG_PATIENCE_S = 20.0  # with the store, for the stacks
 OTHERS_S = 5.0  # for the other ranks to leave theirs: the end of this process ends them too
+PLACES_PATIENCE_S = 300.0  # with the store, for the note of where it runs
+PLACES_END_S = 2.0  # for that note, when the attempt is over
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -117,13 +125,31 @@ class StoreIO:
         self._pacer: Pacer | None = None
         self._saving = 0.0
         self._saved: list[tuple[float, float]] = []  # (stall, seconds) of saves since the last tick
+        self._placing: threading.Thread | None = None
 
     def close(self) -> None:
         self._courier.stop()
+        if self._placing is not None:
+            self._placing.join(PLACES_END_S)
         self._recorder.flush()
         drop_scratch(self.scratch)
         for held in self._held:
             held.release()
+
+    def ran_on(self, nodes: Sequence[dict[str, str]]) -> None:
+        """Rank 0, once: the labels of all ranks' nodes, for who asks what it cost. The start waits for no storage."""
+        resources = self.params.resources
+        places = Places(resources.cpus, resources.gpus, tuple(nodes))
+
+        def write() -> None:
+            try:
+                store = with_patience(self.store, PLACES_PATIENCE_S)
+                write_places(store, self.task.prefix, self.task.token, places)
+            except (StorageTransient, OSError) as error:
+                log.warning("where this attempt runs was not stored, so its cost stays unknown: %s", error)
+
+        self._placing = threading.Thread(target=write, name="places", daemon=True)
+        self._placing.start()
 
     def log(self, message: str) -> None:
         self._recorder.log(message)
@@ -155,12 +181,12 @@ class StoreIO:
         self._recorder.flush()
         # the other ranks do not know why; nor does a stage that does not train, which has nothing to save
         reason = f"{self._pacer.reason}: saved and stopped" if self._pacer else "stopped"
-        raise Preempted(f"{reason} after step {step}" if self.rank == 0 else "")
+        raise Preempted(f"{reason if self.rank == 0 else 'saved and stopped'} after step {step}")
 
     def hung(self, text: str) -> None:
         try:
             store = with_patience(self.store, HUNG_PATIENCE_S)  # the network may be what it hangs in
-            store.put(stacks_key(self.task.prefix, self.task.token, self.rank), text.encode())
+            store.put(stacks_key(self.task.prefix, self.task.token, self.rank), redact(text).encode())
             time.sleep(OTHERS_S)
         finally:
             drop_scratch(self.scratch)

@@ -96,7 +96,7 @@ class LocalModel(Params):
     """A causal language model that runs on the stage's own workers. Its weights' digest is part of the identity."""
 
     model: Annotated[str, Run] = Field(description="a folder in Hugging Face layout, or a .gguf file")
-    precision: Literal["fp32", "bf16"] = "bf16"
+    precision: Literal["fp32", "bf16"] = Field(default="bf16", description="of its weights")
     max_new_tokens: int = Field(default=8, ge=1, description="tokens of an answer; its first line is read")
     batch: Annotated[int, Run] = Field(default=16, ge=1, description="prompts at a time")
 
@@ -191,14 +191,16 @@ class Scores(Params):
 class Exempt(Params):
     """Names of datasets that pass a step unseen."""
 
-    images: tuple[str, ...] = ()
-    text: tuple[str, ...] = ()
-    duplicates: tuple[str, ...] = ()
-    contamination: tuple[str, ...] = ()
-    scores: tuple[str, ...] = ()
+    images: tuple[str, ...] = Field(default=(), description="datasets of the mixture, by name")
+    text: tuple[str, ...] = Field(default=(), description="as above")
+    duplicates: tuple[str, ...] = Field(default=(), description="as above")
+    contamination: tuple[str, ...] = Field(default=(), description="as above")
+    scores: tuple[str, ...] = Field(default=(), description="as above")
 
 
 class Curation(Params):
+    """Steps over whole samples; a step that is not named does not run (docs/curation.md)."""
+
     images: ImageChecks | None = None
     text: TextChecks | None = None
     duplicates: Duplicates | None = None

@@ -23,11 +23,13 @@ class EvalSet(Params):
         "reader as module:function"
     )
     path: str = Field(description="a file, or a folder of them; relative to the YAML file, or s3://")
-    endpoint_url: Annotated[str | None, Run] = None
+    endpoint_url: Annotated[str | None, Run] = Field(
+        default=None, description="the S3 store of an s3:// path; None: botocore's own choice"
+    )
     kind: AnswerKind | None = Field(default=None, description="how answers are read; None: as the format says")
     metric: Metric | None = Field(default=None, description="None: as the format and the kind say")
     system: str | None = Field(default=None, description="system prompt; None: the official one; '' leaves it empty")
-    language: Literal["en", "zh"] = "en"
+    language: Literal["en", "zh"] = Field(default="en", description="of the words of the prompt")
     max_tiles: int = Field(default=12, gt=0, description="tiles for all pictures of a question together")
     frames: tuple[Annotated[int, Field(gt=0)], ...] = Field(
         default=(16, 32, 48, 64), description="middle frames of a video, each asked in turn"
@@ -42,7 +44,7 @@ class EvalSet(Params):
 class Answers(Params):
     """How the answers to one task of prepared data are read and compared."""
 
-    kind: AnswerKind = "text"
+    kind: AnswerKind = Field(default="text", description="how answers are read")
     metric: Metric | None = Field(default=None, description="None: as the kind says")
 
 
@@ -58,11 +60,11 @@ class Prompt(Params):
 class Sampling(Params):
     """A pool of n samples for each question, of which all methods are counted."""
 
-    samples: int = Field(default=8, gt=0)
-    temperature: float = Field(default=0.7, gt=0)
-    top_p: float = Field(default=1.0, gt=0, le=1)
+    samples: int = Field(default=8, gt=0, description="of each question")
+    temperature: float = Field(default=0.7, gt=0, description="at which they are drawn")
+    top_p: float = Field(default=1.0, gt=0, le=1, description="share of probability that tokens are drawn from")
     prompts: tuple[str, ...] = Field(default=(), description="those that are sampled; empty: the last one")
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, description="of the draws")
 
     @model_validator(mode="after")
     def _prompts_once(self) -> "Sampling":
@@ -73,8 +75,10 @@ class Sampling(Params):
 class Ensemble(Params):
     """When the dynamic ensemble stops drawing (stages/evaluate/ensemble.py)."""
 
-    threshold: float = Field(default=0.95, gt=0.5, le=1)
-    posterior: Literal["stays", "modal"] = "stays"
+    threshold: float = Field(default=0.95, gt=0.5, le=1, description="how sure; 1 stops when nothing can change")
+    posterior: Literal["stays", "modal"] = Field(
+        default="stays", description="sure that the full vote would say the same, or that no answer is more likely"
+    )
     live: bool = Field(
         default=False, description="stop generating where the vote is settled; the pool is then not whole"
     )
@@ -83,7 +87,9 @@ class Ensemble(Params):
 class Reranker(Params):
     """A score for every sample: from the samples themselves, or from a model that reads question and response."""
 
-    kind: Literal["likelihood", "certainty", "verifier", "outcome", "process"]
+    kind: Literal["likelihood", "certainty", "verifier", "outcome", "process"] = Field(
+        description="the first two come with the samples; a verifier is asked; the others are trained scorers"
+    )
     model: Annotated[str | None, Run] = Field(
         default=None, description="a training stage whose model scores; None: the checkpoint that answered"
     )

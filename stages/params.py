@@ -5,6 +5,7 @@ is: they are left out of its identity, so changing them resumes or reuses (desig
 Defaults are the paper's (arXiv 2412.05271, Table 3) and the official scripts' (shell/internvl2.5).
 """
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -16,6 +17,9 @@ from stages.curation import Curation
 from stages.evaluation import Answers, Ensemble, Prompt, Reranker, Sampling
 
 ACCELERATOR = "ray.io/accelerator-type"  # the label that Ray gives a node whose GPUs it knows
+
+_LABEL = re.compile(r"([a-z0-9.-]+/)?[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
+_SELECTOR = re.compile(r"!?(in\([A-Za-z0-9._, -]+\)|[A-Za-z0-9._-]+)")
 
 Module = Literal["vit", "mlp", "language"]
 
@@ -30,7 +34,9 @@ class ModelParams(Params):
     )
     tokenizer: str | None = Field(default=None, description="a preset or a folder; None: the language model's own")
     tile_size: int | None = Field(default=None, gt=0, description="pixels per tile side; None: the vision preset's")
-    drop_path: float = Field(default=0.0, ge=0, lt=1)
+    drop_path: float = Field(
+        default=0.0, ge=0, lt=1, description="without effect: a training stage's own `drop_path` counts"
+    )
 
 
 class DataParams(Params):
@@ -44,14 +50,25 @@ class DataParams(Params):
 
 
 class Packing(Params):
-    max_tokens: int = Field(default=16384, gt=0)
-    max_tiles: int = Field(default=48, gt=0)
-    policy: Literal["best_fit", "official_first_fit"] = "best_fit"
+    """What one pack, a row of several samples, may hold."""
+
+    max_tokens: int = Field(default=16384, gt=0, description="tokens of a pack")
+    max_tiles: int = Field(default=48, gt=0, description="tiles of a pack")
+    policy: Literal["best_fit", "official_first_fit"] = Field(
+        default="best_fit", description="official_first_fit: the search of the official code, which fills packs less"
+    )
 
 
 class LossParams(Params):
-    weight: Literal["token", "sample", "square"] = "square"
-    unit: Literal["conversation", "response"] = "conversation"
+    """How much each supervised token counts."""
+
+    weight: Literal["token", "sample", "square"] = Field(
+        default="square", description="of each of x supervised tokens: 1 (token), 1/x (sample) or 1/√x (square)"
+    )
+    unit: Literal["conversation", "response"] = Field(
+        default="conversation", description="whose tokens x counts: the conversation's (official code), or the single "
+        "response's (paper)",
+    )  # fmt: skip
 
 
 class Schedule(Params):
@@ -59,10 +76,12 @@ class Schedule(Params):
 
     warmup: int = Field(default=0, ge=0, description="optimizer steps")
     horizon: int | None = Field(default=None, gt=0, description="optimizer steps; None: the stage's own length")
-    min_lr_ratio: float = Field(default=0.0, ge=0, le=1)
+    min_lr_ratio: float = Field(default=0.0, ge=0, le=1, description="where the cosine ends, as a share of `lr`")
 
 
 class CheckpointParams(Params):
+    """When work is saved."""
+
     every: Literal["auto"] | Annotated[int, Field(gt=0)] = Field(
         default="auto",
         description="optimizer steps between checkpoints; auto: from what a save costs and how often attempts fail",
@@ -74,6 +93,8 @@ Count = Annotated[int, Field(gt=0)]
 
 
 class Resources(Params):
+    """What a stage asks of the cluster."""
+
     workers: Count | tuple[Count, Count] = Field(
         default=1,
         description="ranks of a training stage, parallel tasks of another; [min, max]: as many as there is room for, "
@@ -98,6 +119,17 @@ class Resources(Params):
             raise ValueError(f"must be [min, max], so [{workers[1]}, {workers[0]}]")
         return workers
 
+    def __hash__(self) -> int:  # pydantic's own cannot hash a mapping
+        return hash(self.model_dump_json())
+
+    @field_validator("labels")
+    @classmethod
+    def _selectors(cls, labels: dict[str, str]) -> dict[str, str]:
+        for name, text in labels.items():
+            if not _LABEL.fullmatch(name) or not _SELECTOR.fullmatch(text):
+                raise ValueError(f"{name}: {text} is no label selector of Ray's: name: value, !value or in(a,b)")
+        return labels
+
     @property
     def least(self) -> int:
         return self.workers if isinstance(self.workers, int) else self.workers[0]
@@ -115,7 +147,9 @@ class Resources(Params):
 class StageParams(Params):
     """What every stage has."""
 
-    needs: Annotated[tuple[str, ...], Run] = ()
+    needs: Annotated[tuple[str, ...], Run] = Field(
+        default=(), description="the stages whose results it takes; what they are is part of what it is"
+    )
     resources: Annotated[Resources, Run] = Resources()
 
     @property
@@ -125,6 +159,8 @@ class StageParams(Params):
 
 
 class PrepareParams(StageParams):
+    """`kind: prepare` — a mixture read, checked, measured and written as shards (docs/data.md)."""
+
     model: Annotated[str | None, Run] = Field(
         default=None, description="a name under `models:`, whose tokens it counts"
     )
@@ -137,10 +173,18 @@ class PrepareParams(StageParams):
     max_rejected: Annotated[float, Run] = Field(
         default=0.01, ge=0, le=1, description="share of samples that may be damaged; what `curate` rejects is not"
     )
-    verify: Literal["full", "header"] = "full"
-    repeat: Literal["sampled", "official_prefix"] = "sampled"
-    tile_tie: Literal["strict", "inclusive"] = "strict"
-    shard_megabytes: float = Field(default=64, gt=0)
+    verify: Literal["full", "header"] = Field(
+        default="full", description="full: each picture and video is decoded once; header: its header is looked at"
+    )
+    repeat: Literal["sampled", "official_prefix"] = Field(
+        default="sampled", description="which samples the fraction of a `repeat_time` takes: drawn anew each epoch, or "
+        "always the first ones (official code)",
+    )  # fmt: skip
+    tile_tie: Literal["strict", "inclusive"] = Field(
+        default="strict", description="between grids that fit a picture equally, the largest whose area is less than "
+        "twice the picture's (official code), or at most twice (inclusive: the paper)",
+    )  # fmt: skip
+    shard_megabytes: float = Field(default=64, gt=0, description="of a file of shards, about")
     curate: Curation = Curation()
 
     @model_validator(mode="after")
@@ -151,6 +195,9 @@ class PrepareParams(StageParams):
 
 
 class TrainParams(StageParams):
+    """`kind: train` — `language_pretrain`, `mlp_warmup`, `vit_incremental` and `full_finetune` are this kind with
+    their own `train`."""
+
     model: Annotated[str | None, Run] = Field(
         default=None, description="a name under `models:`; None: that of the training stage before, or `model:`"
     )
@@ -163,24 +210,28 @@ class TrainParams(StageParams):
         description="a training stage whose language model the first stage of this model starts with: what was learned "
         "of text alone serves every vision encoder",
     )
-    train: tuple[Module, ...] = Field(min_length=1)
+    train: tuple[Module, ...] = Field(min_length=1, description="the modules that learn; the others are frozen")
     fraction: Annotated[float, Late] = Field(
         default=1.0, gt=0, le=1, description="of the samples of each dataset; a smaller one lies within a larger one"
     )
-    lr: float = Field(gt=0)
+    lr: float = Field(gt=0, description="peak learning rate")
     global_batch: int = Field(gt=0, description="packs per optimizer step, whatever the number of workers")
     steps: int | None = Field(default=None, gt=0, description="where the stage stops; exclusive with epochs")
-    epochs: float | None = Field(default=None, gt=0)
+    epochs: float | None = Field(default=None, gt=0, description="times through the data; exclusive with steps")
     packing: Packing = Packing()
     loss: LossParams = LossParams()
     schedule: Schedule = Schedule()
-    weight_decay: float = Field(default=0.01, ge=0)
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = Field(default=1e-8, gt=0)
-    max_grad_norm: float = Field(default=1.0, gt=0)
-    drop_path: float = Field(default=0.0, ge=0, lt=1)
-    precision: Literal["fp32", "bf16"] = "bf16"
-    seed: int = Field(default=0, ge=0)
+    weight_decay: float = Field(default=0.01, ge=0, description="of AdamW; biases and norms have none")
+    betas: tuple[float, float] = Field(default=(0.9, 0.999), description="of AdamW")
+    eps: float = Field(default=1e-8, gt=0, description="of AdamW")
+    max_grad_norm: float = Field(default=1.0, gt=0, description="gradients are scaled down to this norm")
+    drop_path: float = Field(
+        default=0.0, ge=0, lt=1, description="of the ViT where it trains: the rate of its last layer"
+    )
+    precision: Literal["fp32", "bf16"] = Field(
+        default="bf16", description="of weights and arithmetic; bf16 keeps fp32 masters"
+    )
+    seed: int = Field(default=0, ge=0, description="of all that is drawn; default: the experiment's")
     max_lost: float = Field(
         default=0.001, ge=0, le=1, description="share of samples that may fail to decode in training"
     )
@@ -195,7 +246,9 @@ class TrainParams(StageParams):
         description="processes of each rank that decode ahead; 0: a thread of its own; auto: the rank's other `cpus`, "
         "from 1 to 8 (as many as in the official scripts), or 0 where it trains on the CPU itself",
     )
-    deepspeed: Annotated[int | Path, Run] = 1
+    deepspeed: Annotated[int | Path, Run] = Field(
+        default=1, description="a ZeRO stage (0 to 3), or a DeepSpeed JSON; relative to the YAML file"
+    )
     checkpointing: Annotated[Literal["auto", "none", "all"], Run] = Field(
         default="auto",
         description="layers run again for the backward pass: those that memory asks for (auto), none or all",
@@ -248,10 +301,12 @@ class EvaluateParams(StageParams):
     fallback: Literal["none", "random"] = Field(
         default="none", description="random: an unreadable choice is drawn, as the parsers of old benchmarks do"
     )
-    fallback_seed: int = Field(default=0, ge=0)
+    fallback_seed: int = Field(default=0, ge=0, description="of what `fallback: random` draws")
     loss: bool = Field(default=True, description="of the references of prepared data, in nats per token")
-    engine: Literal["transformers", "vllm"] = "transformers"
-    batch: Annotated[int, Field(gt=0), Run] = 64
+    engine: Literal["transformers", "vllm"] = Field(
+        default="transformers", description="vllm: where it is installed on every node; other draws, no certainty"
+    )
+    batch: Annotated[int, Field(gt=0), Run] = Field(default=64, description="responses that are generated at a time")
 
     @property
     def lent(self) -> dict[str, str]:
@@ -285,10 +340,12 @@ class ScalingParams(StageParams):
     starts: int = Field(default=64, gt=0, description="from which the fit is tried")
     refits: int = Field(default=200, ge=20, description="bootstrap samples behind a band")
     band: float = Field(default=0.95, gt=0, lt=1, description="share of outcomes that a band is to hold")
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, description="of starts, refits, held-out points; default: the experiment's")
 
 
 class ExportParams(StageParams):
+    """`kind: export` — the model of a training stage as a folder, with a model card of the evaluations it needs."""
+
     layout: Literal["hf", "official"] = Field(
         default="hf", description="Hugging Face's (transformers, vLLM), or that of the official internvl_chat code"
     )

@@ -101,10 +101,15 @@ class Saver:
             self._commit = self._pool.submit(self.io.commit, self._what[0], files, *self._what[1:], self.stall_s)
 
     def finish(self) -> None:
-        """All ranks: wait until the save in flight, if any, is committed."""
+        """All ranks: wait until the save in flight, if any, is committed; none goes on before rank 0 has done that, for
+        the end of one rank is the end of all."""
         self.settle()
         if self._upload is not None:
             self.gather()
+        if self._what is None:
+            return
         if self._commit is not None:
             self._commit.result()
             self._commit = None
+        self._what = None
+        dist.barrier()

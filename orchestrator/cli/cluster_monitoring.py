@@ -1,8 +1,59 @@
+"""`stageline cluster monitoring`: the files with which Prometheus and Grafana watch a cluster, and what to start."""
+
 import argparse
+import math
+import re
+from pathlib import Path
+
+from cluster.monitoring.grafana import RAY_DASHBOARDS
+from cluster.monitoring.write import PROMETHEUS, PROVISIONING, write
+from modeling.errors import UserError
+
+ADDRESS = re.compile(r"https?://[^@/?#\s]+")
+RAY_GRAFANA, RAY_PROMETHEUS = "RAY_GRAFANA_HOST", "RAY_PROMETHEUS_HOST"
 
 
-def arguments(sub: argparse.ArgumentParser) -> None: ...
+def arguments(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--output", required=True, metavar="DIR", help="a folder for the files")
+    sub.add_argument("--head", default="http://127.0.0.1:8265", help="of the Ray dashboard (default: %(default)s)")
+    sub.add_argument("--prometheus", default="http://127.0.0.1:9090", help="where it will listen (%(default)s)")
+    sub.add_argument("--grafana", default="http://127.0.0.1:3000", help="where it will listen (%(default)s)")
+    sub.add_argument("--interval", type=float, default=10.0, metavar="S", help="between two scrapes (%(default)g)")
+    sub.add_argument("--token-file", metavar="FILE", help="of a cluster with token authentication: ~/.ray/auth_token")
 
 
 def run(options: argparse.Namespace) -> int:
-    raise NotImplementedError
+    folder = Path(options.output)
+    if any(place.is_file() for place in (folder, *folder.parents)):
+        raise UserError("this is a file", where=f"--output {folder}", remedy="give a folder")
+    if not 1 <= options.interval < math.inf:
+        raise UserError("not a number of seconds from 1 on", where=f"--interval {options.interval}", remedy="give 10")
+    head, prometheus, grafana = (_address(options, name) for name in ("head", "prometheus", "grafana"))
+    token = Path(options.token_file).expanduser().absolute() if options.token_file else None
+    if token and not token.is_file():
+        raise UserError("no such file", where=f"--token-file {token}", remedy="give the file that holds Ray's token")
+    for path in write(folder, head, prometheus, options.interval, str(token) if token else None):
+        print(path)
+    print(_next_steps(folder.absolute(), head, prometheus, grafana))
+    return 0
+
+
+def _address(options: argparse.Namespace, name: str) -> str:
+    given = getattr(options, name).rstrip("/")
+    if not ADDRESS.fullmatch(given):
+        raise UserError("not an address", where=f"--{name}", remedy="write http://host:port, without a user or path")
+    return given
+
+
+def _next_steps(folder: Path, head: str, prometheus: str, grafana: str) -> str:
+    listen, (host, _, port) = prometheus.split("://")[1], grafana.split("://")[1].partition(":")
+    return f"""
+Start the head so that its dashboard shows Grafana's panels:
+  {RAY_PROMETHEUS}={prometheus} {RAY_GRAFANA}={grafana} ray start --head
+Prometheus, on a machine that reaches {head} and port 8080 or --metrics-export-port of every node:
+  prometheus --config.file={folder / PROMETHEUS} --web.listen-address={listen} --storage.tsdb.path={folder / "data"}
+Grafana, where it reads {RAY_DASHBOARDS} of the head:
+  GF_PATHS_PROVISIONING={folder / PROVISIONING} GF_SERVER_HTTP_ADDR={host} GF_SERVER_HTTP_PORT={port or 3000} \\
+  GF_SECURITY_ALLOW_EMBEDDING=true GF_AUTH_ANONYMOUS_ENABLED=true GF_AUTH_ANONYMOUS_ORG_ROLE=Viewer grafana server
+Then {grafana}/d/stageline, or the Metrics tab of {head}.
+Ray serves metrics on all interfaces of each node, without a token: let a firewall keep strangers from these ports."""

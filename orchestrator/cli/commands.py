@@ -1,4 +1,4 @@
-"""The verbs that only look: plan, status, logs, ask; and preempt, which only asks."""
+"""The verbs that only look: plan, status, ask; and preempt, which only asks."""
 
 import argparse
 import time
@@ -11,14 +11,20 @@ from rich.table import Table
 
 from modeling.errors import UserError
 from orchestrator.accounts import account
+from orchestrator.cli import jobs
+from orchestrator.cli.costs import bill_lines
 from orchestrator.cli.run import UNKNOWN
 from orchestrator.cli.watch import console_for_output, duration
 from orchestrator.control import ask_to_stop
+from orchestrator.cost import Bill, priced
+from orchestrator.cost import told as told_cost
+from orchestrator.drivernote import read_note
 from orchestrator.ledger import Ledger
 from orchestrator.ledger import state as fold
+from orchestrator.places import read_places
 from orchestrator.plan import plan_experiment, read_mappings, stage_prefix
 from orchestrator.probe import reach
-from orchestrator.progress import read_logs, read_progress
+from orchestrator.progress import read_progress
 from orchestrator.report.read import word
 from orchestrator.sharing import told
 from orchestrator.spec import Experiment, load_spec
@@ -54,6 +60,7 @@ def plan(options: argparse.Namespace) -> int:
     console.print(table)
     for line in told(experiment.sweep, plans) if experiment.sweep else ():
         console.print(line)
+    from orchestrator.cli.expected import show_expected
     from orchestrator.cli.mixtures import show_mixtures
     from orchestrator.cli.sizes import shared_vision, show_sizes  # builds the models, on torch's meta device
 
@@ -62,6 +69,7 @@ def plan(options: argparse.Namespace) -> int:
     for line in shared_vision(experiment):
         console.print(line)
     show_sizes(console, experiment)
+    show_expected(console, experiment, plans)
     if note:
         console.print(note)
     return 0
@@ -73,37 +81,49 @@ def _listed(names: Sequence[str], most: int = 4) -> str:
 
 
 def status(options: argparse.Namespace) -> int:
+    if jobs.is_job(options.experiment):
+        return jobs.status(options)
     experiment = load_spec(options.experiment, options.overrides)
     store = reachable(experiment)
     known = read_mappings(store, experiment.name)
+    note = read_note(store, experiment.name) or {"queued": {}, "links": {}}
     table = Table(box=None, pad_edge=False)
     titles = ("stage", "kind", "status", "step", "loss", "checkpoint", "attempts", "goodput", "steps lost", "resume")
-    for title in (*titles, "last failure"):
+    cluster = priced(experiment.cluster)
+    bill = Bill(cluster) if cluster else None
+    for title in (*titles, *(("cost",) if bill else ()), "last failure"):
         table.add_column(title, overflow="fold")
     accounts = {}
     for name, stage in experiment.stages.items():
         if name not in known:
-            table.add_row(name, stage.kind_name, "not run yet")
+            table.add_row(name, stage.kind_name, "queued" if name in note["queued"] else "not run yet")
             continue
         prefix = stage_prefix(stage.kind.base, known[name]["fingerprint"])
         entries = Ledger(store, prefix).entries()
-        state, note, sums = fold(entries), read_progress(store, prefix) or {}, account(entries)
-        loss = note.get("row", {}).get("loss")
+        state, at, sums = fold(entries), read_progress(store, prefix) or {}, account(entries)
+        loss = at.get("row", {}).get("loss")
         failure = state.failures[-1] if state.failures else None
         status = word(state)
-        goodput = sums.goodput(time.time() if status in ("claimed", "running") else None)
+        if status == "claimed" and name in note["queued"]:
+            status = "queued"
+        goodput = sums.goodput(time.time() if status in ("claimed", "queued", "running") else None)
         if stage.kind.trains:
             accounts[prefix] = sums  # names that share a result count once
         causes = ", ".join(f"{count} {cause}" for cause, count in sums.causes.items())
+        cost = []
+        if bill:
+            now = time.time() if status == "running" else None
+            cost = [told_cost(bill.add(stage, sums, prefix, read_places(store, prefix), now), bill.currency)]
         table.add_row(
             name, stage.kind_name, status,
-            f"{note['step']:,}/{note['total']:,}" if note else "",
+            f"{at['step']:,}/{at['total']:,}" if at else "",
             f"{loss:.4f}" if loss is not None else "",
             f"{state.checkpoints[0].step:,}" if state.checkpoints else "",
             f"{state.attempts} ({causes})" if causes else str(state.attempts),
             f"{goodput:.3f}" if goodput is not None else "",
             str(sums.steps_lost) if stage.kind.trains else "",
             f"{sums.resume_s:.1f} s" if sums.resume_s is not None else "",
+            *cost,
             f"{failure.error_class}: {failure.message}"[:80] if failure else "",
         )  # fmt: skip
     console = console_for_output()
@@ -114,10 +134,18 @@ def status(options: argparse.Namespace) -> int:
             f"training: goodput {useful / wall:.3f} ({duration(useful)} of steps that count in {duration(wall)} since "
             f"each stage was first claimed), {sum(sums.steps_lost for sums in accounts.values())} steps lost"
         )
+    for line in bill_lines(bill) if bill else ():
+        console.print(line)
+    for name, reason in note["queued"].items():
+        console.print(f"{name} is queued: {reason}", markup=False)
+    if note.get("job"):
+        console.print(f"submitted as {note['job']}", markup=False)
+    for name, url in note["links"].items():
+        console.print(f"{name}: {url}", markup=False)
     return 0
 
 
-def _recorded(experiment: Experiment, store: Store, name: str) -> str:
+def recorded(experiment: Experiment, store: Store, name: str) -> str:
     """The prefix under which a stage of this experiment was last run. Raises UserError."""
     if name not in experiment.stages:
         raise UserError(
@@ -151,18 +179,10 @@ def preempt(options: argparse.Namespace) -> int:
     return 0
 
 
-def logs(options: argparse.Namespace) -> int:
-    experiment = load_spec(options.experiment, options.overrides)
-    store = reachable(experiment)
-    for name, text in read_logs(store, _recorded(experiment, store, options.stage)).items():
-        print(f"--- {name}\n{text}", end="")
-    return 0
-
-
 def ask(options: argparse.Namespace) -> int:
     experiment = load_spec(options.experiment)
     store = reachable(experiment)
-    prefix = _recorded(experiment, store, options.stage)
+    prefix = recorded(experiment, store, options.stage)
     stage = experiment.stages[options.stage]
     completed = Ledger(store, prefix).state().completed
     if not stage.kind.trains or completed is None:

@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from modeling.errors import UserError
-from orchestrator.cli.commands import _recorded, reachable
+from orchestrator.cli.commands import reachable, recorded
 from orchestrator.ledger import Ledger
 from orchestrator.spec import Experiment, Stage, load_spec
 
@@ -35,7 +35,7 @@ def demo(options: argparse.Namespace) -> int:
 
     experiment = load_spec(options.source)
     store = reachable(experiment)
-    prefix = _recorded(experiment, store, options.stage)
+    prefix = recorded(experiment, store, options.stage)
     stage, where = experiment.stages[options.stage], str(experiment.path)
     if not stage.kind.trains and (stage.kind.base != "export" or stage.params.layout != "hf"):
         raise UserError(f"stage '{stage.name}' leaves no model to ask", where=where, remedy="name a trained stage")

@@ -12,6 +12,7 @@ import yaml
 
 from modeling.errors import UserError
 from orchestrator.cli.run import run
+from orchestrator.redaction import found_in
 from orchestrator.spec import NAME
 
 FORMATS = {".tsv": "tsv", ".jsonl": "jsonl", ".json": "jsonl", ".parquet": "mmmu"}
@@ -25,14 +26,14 @@ def arguments(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--prompts", default="direct,cot", help="forms of the question (default direct,cot)")
     text = "samples of each question, of which votes, pass@k and re-ranking are counted (default 0: greedy only)"
     sub.add_argument("--samples", type=int, default=0, metavar="N", help=text)
-    sub.add_argument("--temperature", type=float, default=0.7)
+    sub.add_argument("--temperature", type=float, default=0.7, help="at which samples are drawn (default 0.7)")
     text = "of an answer, for every prompt (default: 1024, and for direct 16, or 100 for texts and regions)"
     sub.add_argument("--max-new-tokens", type=int, metavar="N", help=text)
     sub.add_argument("--limit", type=int, metavar="N", help="questions of each task")
     text = "what an answer that cannot be read counts as: none is wrong; random draws, as old parsers do"
     sub.add_argument("--fallback", choices=("none", "random"), default="none", help=text)
     sub.add_argument("--seed", type=int, default=0, help="of the samples and the fallback")
-    sub.add_argument("--workers", type=int, default=1)
+    sub.add_argument("--workers", type=int, default=1, help="processes that generate side by side (default 1)")
     sub.add_argument("--cpus", type=float, default=1, help="of each worker")
     sub.add_argument("--gpus", type=float, default=0, help="of each worker")
     sub.add_argument("--output", default="runs/eval", metavar="DIR", help="(default runs/eval)")
@@ -50,6 +51,7 @@ def evaluate(options: argparse.Namespace) -> int:
     _write(path, yaml.safe_dump(experiment, sort_keys=False, allow_unicode=True))
     print(f"{path}: what is run; edit it and use stageline run for more")
     options.experiment, options.overrides, options.grace = str(path), [], 0.0
+    options.base = options.job = None
     return run(options)
 
 
@@ -87,6 +89,8 @@ def _experiment(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         if name in sets:
             raise UserError(f"the set '{name}' is given twice", where=f"--set {given}",
                             remedy="give each a name of its own")  # fmt: skip
+        if what := found_in(path):
+            raise UserError(f"its path holds {what}", where=f"--set {name}", remedy="set it in the environment")
         kind = options.format or FORMATS.get(Path(path).suffix)
         if kind is None:
             raise UserError(f"the format of {path} is not known", where="--set", remedy="add --format mmmu|tsv|jsonl")

@@ -7,13 +7,15 @@ import traceback
 
 from modeling.errors import UserError
 from orchestrator.cli import cluster as cluster_verb
-from orchestrator.cli import commands, weights
+from orchestrator.cli import commands, jobs, weights
 from orchestrator.cli import eval as eval_verb
 from orchestrator.cli.demo import demo
 from orchestrator.cli.gc import gc
+from orchestrator.cli.logs import logs
 from orchestrator.cli.report import report
 from orchestrator.cli.run import run
 from orchestrator.errors import StorageTransient
+from orchestrator.redaction import installed
 
 
 def parser() -> argparse.ArgumentParser:
@@ -25,7 +27,8 @@ def parser() -> argparse.ArgumentParser:
 
     def verb(name: str, function, text: str) -> argparse.ArgumentParser:
         sub = verbs.add_parser(name, help=text, description=text)
-        sub.add_argument("experiment", help="the experiment's YAML file")
+        job = " or the id of a job" if name in ("status", "logs") else ""
+        sub.add_argument("experiment", help=f"the experiment's YAML file{job}")
         sub.set_defaults(function=function)
         return sub
 
@@ -37,11 +40,37 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--address", help="a Ray cluster to use (default: RAY_ADDRESS, else a Ray of its own on loopback)")
     text = "seconds that running stages may train on after SIGTERM or Ctrl-C, before they save and stop (default 0)"
     sub.add_argument("--grace", type=float, default=0.0, metavar="SECONDS", help=text)
-    sub = verb("status", commands.status, "the state of every stage, from storage alone")
+    sub.add_argument("--base", metavar="DIR", help="that relative paths in the file count from (default: its folder)")
+    sub.add_argument("--job", metavar="ID", help="under which it was submitted; set by submit")
+    cluster = "the dashboard of the cluster's head (default: RAY_API_SERVER_ADDRESS, else http://127.0.0.1:8265)"
+    sub = verb("submit", jobs.submit, "run it on a Ray cluster: a driver on its head; again: goes on where it was")
     sub.add_argument("overrides", nargs="*", help=overrides)
-    sub = verb("logs", commands.logs, "what the attempts of a stage said")
-    sub.add_argument("stage")
+    sub.add_argument("--address", metavar="URL", help=cluster)
+    sub.add_argument("--follow", "-f", action="store_true", help="print what it says until it ends")
+    text = "seconds that running stages may train on after SIGTERM, before they save and stop (default 0)"
+    sub.add_argument("--grace", type=float, default=0.0, metavar="SECONDS", help=text)
+    text = "every node mounts the folders that the file names, under the same paths"
+    sub.add_argument("--shared-folders", action="store_true", help=text)
+    sub.add_argument("--python", default="python", help="the cluster's, with Ray in it (default: python of its PATH)")
+    text = "the experiments that were submitted to a cluster"
+    sub = verbs.add_parser("list", help=text, description=text)
+    sub.add_argument("--address", metavar="URL", help=cluster)
+    sub.set_defaults(function=jobs.list_jobs)
+    text = "have all stages of a submitted experiment save and stop; submit goes on from there"
+    sub = verbs.add_parser("cancel", help=text, description=text)
+    sub.add_argument("job", help="its id, as submit and list print it")
+    sub.add_argument("--address", metavar="URL", help=cluster)
+    text = "seconds that running stages may train on (default 0)"
+    sub.add_argument("--grace", type=float, default=0.0, metavar="SECONDS", help=text)
+    sub.set_defaults(function=jobs.cancel)
+    sub = verb("status", commands.status, "the state of every stage, from storage alone; or of a job, from its cluster")
     sub.add_argument("overrides", nargs="*", help=overrides)
+    sub.add_argument("--address", metavar="URL", help=f"for a job: {cluster}")
+    sub = verb("logs", logs, "what the attempts of a stage said; or what a submitted job says")
+    sub.add_argument("stage", nargs="?", help="of the experiment; not with a job")
+    sub.add_argument("overrides", nargs="*", help=overrides)
+    sub.add_argument("--follow", "-f", action="store_true", help="go on until it ends")
+    sub.add_argument("--address", metavar="URL", help=f"for a job: {cluster}")
     text = "one HTML file with all that storage knows: graph, curves, attempts, evaluations, scaling"
     sub = verb("report", report, text)
     sub.add_argument("overrides", nargs="*", help=overrides)
@@ -54,15 +83,15 @@ def parser() -> argparse.ArgumentParser:
     sub = verb("gc", gc, "remove checkpoints of completed stages and what lost attempts left in storage")
     sub.add_argument("--dry-run", action="store_true", help="only tell")
     sub = verb("ask", commands.ask, "one question to a trained stage, with or without pictures or a video")
-    sub.add_argument("stage")
-    sub.add_argument("question")
+    sub.add_argument("stage", help="a trained one")
+    sub.add_argument("question", help="<image> in it says where a picture stands; else they come first")
     media = sub.add_mutually_exclusive_group()
     media.add_argument("--image", action="append", default=[], help="a picture; once for each")
     media.add_argument("--video", metavar="FILE", help="a video, shown by its middle frames of equal intervals")
     text = "frames of the video that are shown (default: the most that the stage was trained with)"
     sub.add_argument("--frames", type=int, metavar="N", help=text)
     sub.add_argument("--max-tiles", type=int, default=12, help="tiles for all pictures together (default 12)")
-    sub.add_argument("--max-new-tokens", type=int, default=64)
+    sub.add_argument("--max-new-tokens", type=int, default=64, help="of the answer (default 64)")
 
     text = "an exported model on evaluation sets: direct, step by step, and with votes of many samples"
     sub = verbs.add_parser("eval", help=text, description=text)
@@ -99,12 +128,17 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--seed", type=int, default=0, help="of the fresh projector between --vision and --language")
     sub = folders("export", weights.export, "a model folder of either layout into Hugging Face's or the official one")
     sub.add_argument("source", help="a whole model; its layout is recognised")
-    sub.add_argument("--layout", choices=("hf", "official"), required=True)
+    sub.add_argument("--layout", choices=("hf", "official"), required=True, help="of what is written")
     return top
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Exit code: 0 done, 1 our bug or a lost machine, 2 the user's to mend, 130 interrupted."""
+    with installed():
+        return _main(arguments)
+
+
+def _main(arguments: list[str] | None) -> int:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # the verbs show their own progress
     options = parser().parse_args(arguments)
     try:

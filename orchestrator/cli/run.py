@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 import traceback
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -17,7 +18,8 @@ from rich.table import Table
 
 from modeling.errors import UserError
 from orchestrator.address import redact
-from orchestrator.cli.watch import Watch, console_for_output, duration
+from orchestrator.cli.watch import Watch, console_for_output, duration, tell
+from orchestrator.drivernote import QUEUED, DriverNote
 from orchestrator.fingerprint import Identity
 from orchestrator.ledger import Ledger
 from orchestrator.plan import StagePlan, plan_experiment, read_mappings, record_mapping
@@ -25,15 +27,17 @@ from orchestrator.probe import probe, reach
 from orchestrator.sharing import distinct_needs, shared_with
 from orchestrator.spec import Experiment, load_spec
 from orchestrator.store import Store, open_store
+from orchestrator.tracking.follow import Tracking
 from stages.evaluate import figures
 
 UNKNOWN = ("unknown", "blocked")
+STOPPED_S = 60.0  # for a job to be stopped by whoever asked it to
 LEAVE_S = 600.0  # after which a stage that has not stopped is left behind; a second signal leaves at once
 
 
 def run(options: argparse.Namespace) -> int:
     began = time.monotonic()
-    experiment = load_spec(options.experiment, options.overrides)
+    experiment = load_spec(options.experiment, options.overrides, options.base)
     store = open_store(experiment.storage)
     reach(store)
     identities, plans = plan_experiment(experiment, store)
@@ -53,12 +57,14 @@ def run(options: argparse.Namespace) -> int:
             identity, digest = identities[item.name], item.fingerprint
             assert identity is not None and digest is not None, "unknown stages are refused above"
             record_mapping(store, experiment.name, item.name, identity, digest)
+    tracking = Tracking(experiment, store, by_name, partial(tell, console))
     for item in plans:
         console.print(f"{item.name}: {item.action}" + (f" ({item.reason})" if item.reason else ""))
     failed: dict[str, BaseException] = {}
-    if len(done) < len(plans):
-        probe(store)
-        failed = _run_rest(options, experiment, store, identities, by_name, done, console)
+    with tracking:
+        if len(done) < len(plans):
+            probe(store)
+            failed = _run_rest(options, experiment, store, identities, by_name, done, console, tracking)
     if failed:
         return _tell_failures(experiment, failed, by_name)
     shared, took = sum(item.action == "share" for item in plans), duration(time.monotonic() - began)
@@ -76,15 +82,19 @@ def _run_rest(
     by_name: dict[str, StagePlan],
     done: set[str],
     console: Console,
+    tracking: Tracking,
 ) -> dict[str, BaseException]:
     """Start Ray and run what is not done; the errors by stage.
 
     SIGTERM or Ctrl-C: the running stages save and stop, then the process leaves with 130; at once on a second one.
     """
     from orchestrator.attendant import Stop
+    from orchestrator.capacity import Capacity
     from orchestrator.driver import Job, run_stage
     from orchestrator.errors import StorageTransient
-    from orchestrator.launch import room, run_attempt, start_ray, stop_ray
+    from orchestrator.launch import run_attempt, start_ray, stop_ray
+    from orchestrator.observe.links import links
+    from orchestrator.observe.meters import Meters
     from orchestrator.scheduler import run_all
 
     on_gpus = [n for n, s in experiment.stages.items() if n not in done and s.kind.trains and s.params.resources.gpus]
@@ -101,7 +111,10 @@ def _run_rest(
         stop.reason = f"the driver got {signal.Signals(number).name}"
         stop.set()
         os.write(2, b"\nstageline: the running stages save and stop; again to leave at once\n")
-        threading.Timer(options.grace + LEAVE_S, lambda: os.kill(os.getpid(), signal.SIGTERM)).start()
+        leave_in(options.grace + LEAVE_S)
+
+    def leave_in(seconds: float) -> None:
+        threading.Timer(seconds, lambda: os.kill(os.getpid(), signal.SIGTERM)).start()
 
     def take_signals() -> None:
         signal.signal(signal.SIGTERM, on_signal)
@@ -110,37 +123,63 @@ def _run_rest(
     running = threading.Event()
     take_signals()
     try:
-        available = start_ray(options.address or os.environ.get("RAY_ADDRESS"))
+        address = options.address or os.environ.get("RAY_ADDRESS")
+        start_ray(address)
         take_signals()  # Ray has set some that shut down under the stages' feet
         watch = Watch(store, {name: item.prefix for name, item in by_name.items()}, console)
+        capacity = Capacity(experiment.cluster if address else None)
+        told: dict[str, str] = {}
+        note = DriverNote(store, experiment.name, options.job, links(experiment.name))
+
+        def event(name: str, message: str) -> None:
+            watch.event(name, message)
+            note.event(name, message)
 
         def start(name: str) -> None:
             stage, item, identity = experiment.stages[name], by_name[name], identities[name]
             assert identity is not None and item.fingerprint is not None, "unknown stages are refused above"
             parents = {need: by_name[need].prefix for need in stage.params.needs}
             job = Job(experiment, stage, identity, item.fingerprint, item.prefix, parents)
-            run_stage(store, job, run_attempt, watch.event, stop, room)
+            meters = Meters(store, item.prefix, experiment.name, name, stage.kind_name)
+            with meters, tracking.following(name, identity):
+                run_stage(store, job, run_attempt, event, stop, capacity.room, capacity.waits)
+
+        def queued(name: str, reason: str) -> None:
+            if told.get(name) != reason:
+                told[name] = reason
+                event(name, f"{QUEUED}{reason}")
 
         def look(names: set[str]) -> None:
             try:
                 watch(names)
+                if not stop.is_set() and (asked := note.asked_to_stop()):
+                    stop.in_s, stop.reason = asked
+                    stop.set()
+                    event("driver", f"the running stages save and stop: {stop.reason}")
+                    leave_in(stop.in_s + LEAVE_S)
             except (StorageTransient, UserError) as error:  # one refused look ends nothing
                 watch.event("storage", f"does not answer; what runs goes on: {error}")
 
         with watch:
             running.set()
-            failed = run_all(experiment, done, available, start, look, stop.is_set, shared_with(by_name.values()))
+            failed = run_all(
+                experiment, done, capacity.machines, start, look, stop.is_set, shared_with(by_name.values()), queued
+            )
         if not stop.is_set():
             return failed
         others = {name: error for name, error in failed.items() if not _stopped(error)}
         if others:
             _tell_failures(experiment, others, by_name)
+        if note.asked:
+            note.stopped()
+            time.sleep(STOPPED_S)  # whoever asked has Ray stop the job, which then counts as stopped, not as failed
         raise KeyboardInterrupt
     except (KeyboardInterrupt, SystemExit):  # the second from Ray's own SIGTERM handler, while it starts
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         stop.set()
         print("\nstageline: interrupted; run again to go on from the last checkpoints", file=sys.stderr, flush=True)
+        tracking.close()
         stop_ray()
         os._exit(130)  # the threads of the stages wait for workers that are gone
     finally:
@@ -239,8 +278,10 @@ def _example_question(experiment: Experiment) -> tuple[list[Path], str] | None:
     ]  # fmt: skip
     if not prepared:
         return None
-    data = prepared[-1]
-    datasets = sorted(read_meta(experiment.data[data].meta), key=lambda d: -(d.max_tiles or 0))
+    data = experiment.data[prepared[-1]]
+    if "://" in data.meta:
+        return None
+    datasets = sorted(read_meta(data.meta, data.endpoint_url), key=lambda d: -(d.max_tiles or 0))
     for dataset in datasets:
         if not dataset.file.endswith(".jsonl"):
             continue

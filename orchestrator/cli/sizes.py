@@ -128,6 +128,17 @@ def show_sizes(console: Console, experiment: Experiment) -> None:
     console.print(table)
 
 
+def pack_flops(stage: Stage, model: ModelParams) -> float | None:
+    """Useful floating-point operations of a full row, forward and backward; None where the sizes are unknown."""
+    known, budget = sizes_of(model), stage.params.packing
+    if known is None:
+        return None
+    return step_flops(
+        known[0], stage.params.train, tokens=budget.max_tokens, squares=budget.max_tokens**2,
+        supervised=budget.max_tokens, tiles=budget.max_tiles,
+    )  # fmt: skip
+
+
 def _training(stage: Stage, model: ModelParams) -> list[str]:
     params, known = stage.params, sizes_of(model)
     budget, packs = params.packing, params.steps * params.global_batch if params.steps else None
@@ -138,13 +149,9 @@ def _training(stage: Stage, model: ModelParams) -> list[str]:
     ]
     if known is None:
         return ["", *row, "", str(zero_stage(params.deepspeed)), "unknown", ""]
-    sizes = known[0]
-    flops = step_flops(
-        sizes, params.train, tokens=budget.max_tokens, squares=budget.max_tokens**2, supervised=budget.max_tokens,
-        tiles=budget.max_tiles,
-    )  # fmt: skip
+    sizes, flops = known[0], pack_flops(stage, model)
     found = need(stage, model, params.resources.least)
-    assert found is not None, "the sizes are known"
+    assert found is not None and flops is not None, "the sizes are known"
     fits = found.checkpointed is not None
     place = "" if not params.resources.gpus else f" of {params.resources.gpu_memory:g}"
     cost = f"{found.memory.total / 1e9:,.1f}{place} GB: {_parts(found.memory)}" + ("" if fits else " DOES NOT FIT")

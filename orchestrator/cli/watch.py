@@ -35,6 +35,11 @@ def duration(seconds: float) -> str:
     return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
 
 
+def tell(console: Console, stage: str, message: str) -> None:
+    """From any thread: one line about a stage."""
+    console.print(f"{time.strftime('%H:%M:%S')} {stage}: {message}", markup=False)
+
+
 def line(note: dict | None, checkpoint: int | None) -> str:
     """step, loss, tokens/s, ETA and the last checkpoint of one stage."""
     if note is None:
@@ -78,7 +83,7 @@ class Watch:
     def event(self, stage: str, message: str) -> None:
         """From any thread: one line about a stage."""
         with self._lock:
-            self._console.print(f"{time.strftime('%H:%M:%S')} {stage}: {message}", markup=False)
+            tell(self._console, stage, message)
 
     def __call__(self, running: set[str]) -> None:
         now = time.monotonic()

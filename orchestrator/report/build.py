@@ -22,6 +22,7 @@ from markupsafe import Markup
 from orchestrator.address import redact
 from orchestrator.cli.watch import duration
 from orchestrator.report import dag, figures
+from orchestrator.report.costs import Costs, read_costs
 from orchestrator.report.curves import Spread, curves, packing
 from orchestrator.report.evaluation import read_evaluations
 from orchestrator.report.read import NOT_RUN, StageRead, read_stages
@@ -72,6 +73,8 @@ def write_report(
     cards = _cards(store, stages, output)
     evaluations = read_evaluations(experiment, store, stages)
     own = [one for one in stages if not one.shared]
+    now = time.time() if now is None else now
+    costs = read_costs(experiment, stages, now)
     nodes = [dag.Node(one.name, one.stage.kind_name, ((one.name, one.word),)) for one in stages]
     with local_file(output) as temporary:
         write_page(
@@ -79,10 +82,10 @@ def write_report(
             title=f"{experiment.name}: report",
             experiment=experiment,
             storage=redact(store.url),
-            made=figures.moment(time.time() if now is None else now),
+            made=figures.moment(now),
             versions=_versions(),
             headline=_headline(stages),
-            tiles=_tiles(stages, own),
+            tiles=_tiles(stages, own, costs),
             stages=stages,
             graph=dag.draw(nodes, experiment.needs),
             cards=list(cards.values()),
@@ -90,6 +93,7 @@ def write_report(
             few=OPEN,
             sharing=_sharing(experiment, stages),
             attempts=timeline(stages),
+            costs=costs,
             goodputs=[one for one in own if one.stage.kind.trains and one.sums.useful_s],
             evaluations=evaluations,
             overviews=_overviews(evaluations),
@@ -129,7 +133,7 @@ def _sharing(experiment: Experiment, stages: Sequence[StageRead]) -> str:
     )
 
 
-def _tiles(stages: Sequence[StageRead], own: Sequence[StageRead]) -> list[tuple[str, str, str]]:
+def _tiles(stages: Sequence[StageRead], own: Sequence[StageRead], costs: Costs | None) -> list[tuple[str, str, str]]:
     """(what, figure, beside it) for the head of the page. own: without those that have another one's result."""
     done = sum(one.word == "completed" for one in stages)
     out = [("stages completed", f"{done} of {len(stages)}", "")]
@@ -146,6 +150,9 @@ def _tiles(stages: Sequence[StageRead], own: Sequence[StageRead]) -> list[tuple[
     tokens = sum(row.get("tokens", 0) for one in own for row in one.rows)
     if tokens:
         out.append(("tokens trained", figures.number(tokens), "image tokens included"))
+    if costs:
+        beside = [costs.total.note, f"{costs.total.wasted} wasted", costs.head[0] and f"head: {costs.head[0]}"]
+        out.append(("cost of workers", costs.total.cost, "; ".join(filter(None, beside))))
     return out
 
 

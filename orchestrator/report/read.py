@@ -14,9 +14,10 @@ from typing import Any
 from modeling.errors import UserError
 from orchestrator.accounts import Account, account
 from orchestrator.graph import blocked_by
-from orchestrator.ledger import Entry, Failure, Ledger, StageState
+from orchestrator.ledger import Entry, Failure, Ledger, StageState, Token
 from orchestrator.ledger import state as fold
 from orchestrator.liveness import alive
+from orchestrator.places import Places, read_places
 from orchestrator.plan import differences, read_mappings, stage_prefix
 from orchestrator.progress import read_logs, read_metrics, read_progress
 from orchestrator.spec import Experiment, Stage
@@ -59,6 +60,7 @@ class StageRead:
     planned: str = ""
     waits_for: str = ""  # the failed stage in its way
     shared: str = ""  # the stage, before it in the file, that is the same one: shown once
+    places: dict[Token, Places] = field(default_factory=dict)  # of a training stage's attempts
 
     @property
     def name(self) -> str:
@@ -115,6 +117,7 @@ def _read(store: Store, stage: Stage, record: dict[str, Any]) -> StageRead:
     return StageRead(
         stage, word(state), record["fingerprint"], prefix, tuple(entries), state, account(entries),
         read_progress(store, prefix) or {}, settings, tuple(changed), tuple(rows), tuple(modules), planned,
+        places=read_places(store, prefix) if stage.kind.trains else {},
     )  # fmt: skip
 
 

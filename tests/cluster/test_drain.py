@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from cluster.gcs import Gcs, Unanswered
-from cluster.nodes import draining, free_by_node, total_by_node
+from cluster.nodes import draining, places
 
 ADDRESS = "127.0.0.1"
 PATIENCE_S = 60.0
@@ -29,6 +29,14 @@ ENVIRONMENT = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
 }
 ROOT = Path(__file__).parents[2]
+
+
+def free_by_node() -> dict[str, dict[str, float]]:
+    return {place.id: place.free for place in places()}
+
+
+def total_by_node() -> dict[str, dict[str, float]]:
+    return {place.id: place.total for place in places()}
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +55,7 @@ def cluster():
     nodes = Cluster(shutdown_at_exit=False)
     try:
         nodes.add_node(num_cpus=0, node_ip_address=ADDRESS, include_dashboard=False)
-        for _ in range(3):
+        for _ in range(4):
             nodes.add_node(num_cpus=2, node_ip_address=ADDRESS)
         ray.init(address=nodes.address, log_to_driver=False, logging_level="error")
         yield nodes
@@ -100,9 +108,9 @@ def _hold(node_id: str):
             return ray.get_runtime_context().get_node_id()
 
         def free(self) -> dict[str, dict[str, float]]:
-            from cluster.nodes import free_by_node
+            from cluster.nodes import places
 
-            return free_by_node()
+            return {place.id: place.free for place in places()}
 
     there = NodeAffinitySchedulingStrategy(node_id, soft=False)
     actor = ray.remote(num_cpus=1)(Holder).options(scheduling_strategy=there).remote()
@@ -113,10 +121,10 @@ def _hold(node_id: str):
 class AgentProcess:
     """`python -m cluster.agent` on one node, with a file as its source."""
 
-    def __init__(self, cluster, node_id: str, folder: Path):
+    def __init__(self, cluster, node_id: str, folder: Path, *options: str):
         self.notice, self._output = folder / "notice", folder / "agent.log"
         command = [sys.executable, "-m", "cluster.agent", "--address", cluster.address, "--node-id", node_id]
-        command += ["--source", f"file:{self.notice}", "--poll", "0.2"]
+        command += ["--source", f"file:{self.notice}", "--poll", "0.2", *options]
         with self._output.open("w") as output:
             self.process = subprocess.Popen(command, stderr=output, cwd=ROOT)
 
@@ -140,9 +148,9 @@ class AgentProcess:
 def start_agent(cluster, tmp_path):
     agents = []
 
-    def start(node_id: str) -> AgentProcess:
-        agents.append(AgentProcess(cluster, node_id, tmp_path))
-        _until(lambda: agents[-1].said("watching file for node"), f"the agent's first line: {agents[-1].log()}")
+    def start(node_id: str, *options: str) -> AgentProcess:
+        agents.append(AgentProcess(cluster, node_id, tmp_path, *options))
+        _until(lambda: agents[-1].said(" for node "), f"the agent's first line: {agents[-1].log()}")
         return agents[-1]
 
     yield start
@@ -199,6 +207,23 @@ def test_a_notice_drains_a_busy_node_once_with_its_deadline(cluster, idle, start
     ray.kill(actor)
     _until(lambda: victim not in _alive(), "a drained node without work leaves")
     assert draining() == {} and victim not in free_by_node()
+
+
+def test_in_a_pod_sigterm_is_a_notice_after_which_the_agent_leaves(cluster, idle, start_agent):
+    import ray
+
+    victim = idle[0]
+    actor = _hold(victim)
+    agent = start_agent(victim, "--on-sigterm", "120")
+    beside = start_agent(victim, "--on-sigterm", "120")
+    assert agent.end() == 0 and agent.said("draining, 1"), agent.log()
+    left = draining()
+    assert set(left) == {victim} and 100 < left[victim] <= 120
+    assert ray.get(actor.node.remote()) == victim, "what runs there has its time to save"
+
+    ray.kill(actor)
+    _until(lambda: victim not in _alive(), "a drained node without work leaves")
+    assert beside.end() == 0, "a node that is gone keeps no agent, and so no pod, waiting"
 
 
 def test_a_drain_waits_for_gcs_and_an_idle_node_leaves_at_once(cluster, idle, start_agent):

@@ -331,13 +331,24 @@ def test_the_size_of_an_attempt_is_what_there_is_room_for(world, monkeypatch, de
     assert attempts == [2, 3] and delays[0] == driver.LATE_LOOK_S, "it waits where not even the smallest fits"
 
 
-def test_a_fixed_size_waits_for_room_tells_and_then_asks_the_cluster(world, monkeypatch, delays):
-    """One that grows on demand has to hear of it."""
+def test_without_room_it_waits_and_tells_why_once(world, monkeypatch, delays):
+    """A full cluster is not asked for what it cannot give: each attempt would cost a start that times out."""
     monkeypatch.setattr(driver, "TELL_S", 0.0)
     world.run()
-    world.run(name="mlp_warmup", room=lambda resources: 1)
+    rooms, reasons = [1] * 9 + [2], ["held by others"] * 5 + ["a node left"] * 9
+    world.run(name="mlp_warmup", room=lambda resources: rooms.pop(0), waits=lambda resources: (reasons.pop(0), False))
+    assert [task.workers for task in world.tasks[1:]] == [2]
+    told = [message for name, message in world.events if name == "mlp_warmup"]
+    assert told == ["queued: held by others", "queued: a node left"]
+
+
+def test_a_cluster_that_grows_on_demand_is_asked_for_the_fewest(world, monkeypatch, delays):
+    monkeypatch.setattr(driver, "TELL_S", 0.0)
+    world.experiment = load_spec(world.experiment.path, ["stages.mlp_warmup.resources.workers=[2,3]"])
+    world.run()
+    world.run(name="mlp_warmup", room=lambda resources: 0, waits=lambda resources: ("no node; asked for more", True))
     assert world.tasks[-1].workers == 2
-    assert ("mlp_warmup", "waits for room for at least 2 workers, there is room for 1") in world.events
+    assert ("mlp_warmup", "queued: no node; asked for more") in world.events
 
 
 def test_asked_to_stop_between_two_attempts_no_other_one_starts(world, monkeypatch):

@@ -12,7 +12,7 @@ import pytest
 from cluster import agent as agent_module
 from cluster.agent import Agent, nodes_of
 from cluster.gcs import Gcs, Node, Unanswered, reachable
-from cluster.notice import AwsSource, FileSource, GcpSource, Notice, Unreadable, open_source
+from cluster.notice import AwsSource, FileSource, GcpSource, Notice, SigtermSource, Unreadable, open_source
 from modeling.errors import UserError
 
 SPOT = "/latest/meta-data/spot/instance-action"
@@ -361,3 +361,38 @@ def test_all_nodes_of_the_machine_go_with_it_and_no_other():
     assert found("b1") == ["b1"]
     with pytest.raises(LookupError, match="has the id c1"):
         found("c1")
+
+
+def test_in_a_pod_sigterm_is_a_notice_whatever_the_cloud_says(tmp_path):
+    clock = iter([100.0, 130.0, 400.0])
+    cloud = FileSource(tmp_path / "notice")
+    source = SigtermSource(120.0, cloud, clock=lambda: next(clock))
+    assert source.poll() is None and source.name == "file and SIGTERM"
+    (tmp_path / "notice").write_text("300")
+    assert source.poll() == Notice(300.0, f"{tmp_path / 'notice'} appeared", "file")
+    source.announce()  # at 100
+    source.announce()
+    assert source.poll() == Notice(90.0, "the pod is being ended", "SIGTERM")
+    assert source.poll() == Notice(0.0, "the pod is being ended", "SIGTERM")
+
+
+def test_in_no_cloud_sigterm_alone_announces_and_a_lost_node_lets_the_agent_go(monkeypatch, caplog):
+    def nowhere(name, **_):
+        raise UserError("no cloud's metadata service answers on this machine", where="--source auto")
+
+    monkeypatch.setattr(agent_module, "open_source", nowhere)
+    monkeypatch.setattr(agent_module.signal, "signal", lambda number, handler: handlers.append(handler))
+    handlers, drained = [], []
+    source = agent_module._open("auto", None, 60.0)
+    assert isinstance(source, SigtermSource) and source.poll() is None
+    with pytest.raises(UserError):
+        agent_module._open("aws", None, 60.0)
+
+    def drain(seconds: float, message: str) -> None:
+        drained.append((seconds, message))
+        raise LookupError("no living node") if len(drained) > 1 else Unanswered("mute")
+
+    handlers[0](15, None)
+    monkeypatch.setattr(agent_module, "RETRY_S", 0.01)
+    assert agent_module._watch(Agent(source, drain), source, poll=0.01) == 0
+    assert len(drained) == 2 and 59 < drained[0][0] <= 60 and drained[0][1] == "SIGTERM: the pod is being ended"

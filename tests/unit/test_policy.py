@@ -18,6 +18,10 @@ from orchestrator.errors import (
 from orchestrator.policy import GiveUp, Limits, Retry, decide
 
 GLOO = RuntimeError("[../third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.1.1]:41232")
+GLOO_START = RuntimeError(
+    "Gloo connectFullMesh failed with [/__w/pytorch/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:152] timed out "
+    "connecting: SO_ERROR: Connection refused, remote=[127.0.0.1]:28058$0"
+)
 ACTOR_DIED = (
     "ray.exceptions.ActorDiedError: The actor died unexpectedly before finishing this task. Worker unexpectedly exits "
     "with a connection error code 2. End of file. Some common causes include: (1) the process was killed by the OOM "
@@ -67,6 +71,7 @@ def caused(outer: Exception, by: Exception) -> Exception:
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes"), "out_of_memory"),
         ("Task was killed due to the node running low on memory.", "out_of_memory"),
         (GLOO, "lost_node"),
+        (GLOO_START, "lost_node"),
         (ACTOR_DIED, "lost_node"),
         ("NodeDiedError", "lost_node"),
         ("ray.train.ControllerError: x\nWorkerGroupStartupTimeoutError: no room in 20 s", "lost_node"),

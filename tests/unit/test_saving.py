@@ -42,6 +42,7 @@ def saver(weights, monkeypatch):
     fragment = Fragment("weight", 0, weights, torch.zeros(5), torch.zeros(5))
     engine: Any = SimpleNamespace(device=torch.device("cpu"), to_write=lambda: [fragment])
     monkeypatch.setattr(dist, "all_gather_object", lambda out, item: out.__setitem__(0, item))
+    monkeypatch.setattr(dist, "barrier", lambda: None)
     return Saver(Io(), engine)  # type: ignore[arg-type]
 
 
@@ -75,6 +76,46 @@ def test_nothing_is_committed_before_every_ranks_file_is_stored(saver, monkeypat
     other.join()
     saver.finish()
     assert [step for step, _ in saver.io.committed] == [3] and 3 in saver.io.stored
+
+
+def test_no_rank_goes_on_before_the_last_save_is_committed(weights, monkeypatch):
+    """Two ranks that save last and stop. Ray ends both at the first that has ended: rank 1, whose part is done long
+    before rank 0's commit is where the store is slow, may not be it."""
+    gathered: dict[int, Any] = {}
+    meet, go, over = threading.Barrier(2), threading.Event(), []
+
+    def gather(out: list, item: Any) -> None:
+        gathered[ranks[threading.get_ident()]] = item
+        meet.wait(10)
+        out[:] = [gathered[0], gathered[1]]
+
+    monkeypatch.setattr(dist, "all_gather_object", gather)
+    monkeypatch.setattr(dist, "barrier", lambda: meet.wait(10))
+    ranks: dict[int, int] = {}
+
+    def rank(number: int) -> None:
+        ranks[threading.get_ident()] = number
+        io = Io()
+        io.rank, io.world = number, 2
+        if number == 0:
+            io.commit = lambda *_: go.wait(10)  # type: ignore[method-assign]
+        fragment = Fragment("weight", 0, weights, torch.zeros(5), torch.zeros(5))
+        engine: Any = SimpleNamespace(device=torch.device("cpu"), to_write=lambda: [fragment])
+        saver = Saver(io, engine)  # type: ignore[arg-type]
+        saver.start(3, {}, 1.0)
+        saver.finish()
+        over.append(number)
+        saver.finish()  # nothing is in flight: no rank waits for another
+
+    threads = [threading.Thread(target=rank, args=(number,)) for number in (0, 1)]
+    for thread in threads:
+        thread.start()
+    time.sleep(0.5)
+    assert over == [], "rank 1 went on before the commit"
+    go.set()
+    for thread in threads:
+        thread.join(10)
+    assert sorted(over) == [0, 1]
 
 
 def test_a_save_that_failed_is_raised_in_the_training(saver, monkeypatch):

@@ -6,6 +6,7 @@ import pytest
 
 from modeling.errors import UserError
 from orchestrator import scheduler
+from orchestrator.placement import Machine
 from orchestrator.scheduler import check_demand, run_all
 from orchestrator.spec import load_spec
 
@@ -61,8 +62,8 @@ class Runs:
                 self.running.discard(name)
 
 
-def run(experiment, runs, done=(), cpus=8.0, watch=lambda running: None):
-    return run_all(experiment, set(done), {"CPU": cpus}, runs.start, watch)
+def run(experiment, runs, done=(), cpus=8.0, watch=lambda running: None, **more):
+    return run_all(experiment, set(done), lambda: [Machine({"CPU": cpus})], runs.start, watch, **more)
 
 
 def test_a_stage_starts_after_what_it_needs(spec):
@@ -127,12 +128,31 @@ def test_a_failure_blocks_only_what_needs_it(spec):
 
 def test_more_than_there_is_is_refused_before_anything_starts(spec):
     runs = Runs()
-    with pytest.raises(UserError, match="2 workers × 1 CPU, and there are 1") as caught:
+    with pytest.raises(UserError, match=r"2 workers × \(1 CPU\), and there are 1 × \(1 CPU\)") as caught:
         run(spec(), runs, cpus=1.0)
     assert runs.order == [] and caught.value.where == "stages.mlp_warmup.resources"
-    with pytest.raises(UserError, match="GPU, and there are 0"):
+    with pytest.raises(UserError, match=r"\(1 CPU, 1 GPU\), and there are 1 × \(8 CPU\) → .*workers=1"):
         run(spec("stages.mlp_warmup.resources.gpus=1"), runs)
-    check_demand(spec(), ["a_data"], {"CPU": 1.0})
+    check_demand(spec(), ["a_data"], [Machine({"CPU": 1.0})])
+
+
+def test_a_stage_that_has_to_wait_for_another_says_so(spec):
+    told = []
+    experiment = spec("stages.mlp_warmup.resources.workers=1")
+    assert run(experiment, Runs(), cpus=1.0, queued=lambda name, reason: told.append((name, reason))) == {}
+    reason = "asks for 1 worker × (1 CPU), which does not fit beside a_data on 1 × (1 CPU)"
+    assert told[0] == ("b_data", reason)
+
+
+def test_machines_that_come_later_are_used(spec):
+    """Two cores at first: the second data stage starts beside the first one when a machine has joined."""
+    there = [Machine({"CPU": 1.0}), Machine({"CPU": 2.0})]
+    experiment = spec("stages.a_data.resources.cpus=2")
+    runs = Runs(meet=("a_data", "b_data"))
+    looks = iter(range(10_000))
+    assert (
+        run_all(experiment, set(), lambda: there if next(looks) != 1 else there[1:], runs.start, lambda _: None) == {}
+    )
 
 
 def test_what_is_done_needs_no_resources(spec):
@@ -156,7 +176,7 @@ def test_an_interrupt_is_not_held_up_by_a_running_stage(spec):
 
     try:
         with pytest.raises(KeyboardInterrupt):
-            run_all(spec(), set(), {"CPU": 8.0}, lambda name: release.wait(5) and None, interrupted)
+            run_all(spec(), set(), lambda: [Machine({"CPU": 8.0})], lambda name: release.wait(5) and None, interrupted)
         assert not release.is_set()
     finally:
         release.set()

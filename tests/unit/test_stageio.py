@@ -1,6 +1,7 @@
 """Checkpoints and results over a store: what exists is what the ledger says, whoever dies when."""
 
 import json
+import threading
 import time
 
 import pytest
@@ -10,6 +11,7 @@ from orchestrator import courier, stageio
 from orchestrator.control import ask_to_stop
 from orchestrator.errors import Fenced, Preempted, StorageTransient
 from orchestrator.ledger import Ledger
+from orchestrator.places import Places, read_places
 from orchestrator.progress import read_logs, read_metrics
 from orchestrator.stageio import ParentRef, StoreIO, Task
 from orchestrator.store import FileStore, MemoryStore
@@ -393,6 +395,30 @@ def test_a_store_that_does_not_answer_holds_no_step(world, monkeypatch):
     monkeypatch.setattr(world.store, "put", original)
     io.close()
     assert len(read_metrics(world.store, P)) == 100
+
+
+def test_where_an_attempt_runs_is_noted_beside_it_and_its_start_waits_for_nothing(world, monkeypatch):
+    io, put, away = world.attempt(), world.store.put, threading.Event()
+
+    def slow(*rest, **more):
+        away.wait(10)
+        put(*rest, **more)
+
+    monkeypatch.setattr(world.store, "put", slow)
+    io.ran_on([{"ray.io/market-type": "spot"}, {}])
+    away.set()
+    io.close()
+    assert read_places(world.store, P) == {io.task.token: Places(1, 0, ({"ray.io/market-type": "spot"}, {}))}
+
+
+def test_a_store_that_takes_no_note_of_places_ends_nothing(world, monkeypatch, caplog):
+    io = world.attempt()
+    with monkeypatch.context() as patch:
+        patch.setattr(world.store, "put", lambda *_, **__: (_ for _ in ()).throw(StorageTransient("away")))
+        io.ran_on([{}])
+        io._placing.join(10)
+    io.close()
+    assert "its cost stays unknown: away" in caplog.text and read_places(world.store, P) == {}
 
 
 def test_stopping_is_told_as_preempted(world):

@@ -1,0 +1,159 @@
+"""`ray up` on AWS and Google Cloud: a head on demand, and workers that Ray's own autoscaler starts and gives back.
+
+Invariant: what a stage asks for finds its machine, as every node type has its resources and labels in the file (the
+autoscaler hands both to `ray start`). Ray's token comes from a file of the user's machine that `ray up` copies.
+"""
+
+from typing import Any
+
+from cluster.manifests.common import ENV_FILE, IDLE_S, PORT, Launch, instance, object_store, render, whole
+from cluster.manifests.common import shared_memory as shared_memory_of
+from cluster.shape import MARKET, NodeParams
+from modeling.errors import UserError
+
+DISK_GB = 300
+# Images with Ubuntu 22.04, and NVIDIA's driver where there are GPUs. AWS: resolved by EC2 itself when a machine starts.
+AWS_IMAGE = {
+    True: "resolve:ssm:/aws/service/deeplearning/ami/x86_64/base-oss-nvidia-driver-gpu-ubuntu-22.04/latest/ami-id",
+    False: "resolve:ssm:/aws/service/canonical/ubuntu/server/22.04/stable/current/amd64/hvm/ebs-gp2/ami-id",
+}
+GCP_IMAGE = {
+    True: "projects/deeplearning-platform-release/global/images/family/common-cu128-ubuntu-2204-nvidia-570",
+    False: "projects/ubuntu-os-cloud/global/images/family/ubuntu-2204-lts",
+}
+HEAD = "head"
+ENVIRONMENT = {
+    "aws": f"set -a; . ~/{ENV_FILE}; set +a; unset AWS_ACCESS_KEY_ID AWS_SECRET_ACCESS_KEY AWS_SESSION_TOKEN; "
+    "export RAY_AUTH_MODE=token; ulimit -n 65536",
+    "gcp": f"set -a; . ~/{ENV_FILE}; set +a; export RAY_AUTH_MODE=token; ulimit -n 65536",
+}
+DOCKER = [
+    "command -v docker >/dev/null || curl -fsSL https://get.docker.com | sudo sh",
+    "sudo usermod -aG docker $USER",
+    "sleep 12",  # until the connection that knew nothing of the group is closed
+]
+
+
+def write(launch: Launch) -> dict[str, str]:
+    """{file name: text}. Raises UserError where the section says too little for a cloud."""
+    cluster = launch.cluster
+    if cluster.provider is None:
+        raise UserError("no 'provider', on which `ray up` could start machines", where=f"{launch.file}: cluster",
+                        remedy="add 'provider: aws' or 'provider: gcp'")  # fmt: skip
+    if HEAD in cluster.nodes:
+        raise UserError(f"'{HEAD}' is the name of the head's own type", where=f"{launch.file}: cluster.nodes.{HEAD}",
+                        remedy="give the workers another name")  # fmt: skip
+    roles = {
+        "aws": "Workers run with the role that Ray makes for the head (ray-autoscaler-v1), which may read and write S3."
+        f"\nKeys of AWS in {ENV_FILE} are not used: the autoscaler on the head would start machines with them.",
+        "gcp": f"S3 keys (HMAC keys of a bucket of Google's, with AWS_ENDPOINT_URL) belong into {ENV_FILE} too.",
+    }
+    comment = f"""{launch.name}: a cluster on {cluster.provider.upper()}.
+
+  (umask 077; echo "RAY_AUTH_TOKEN=$(openssl rand -hex 32)" > ~/{ENV_FILE})   # once
+  ray up ray-up.yaml
+  ray dashboard ray-up.yaml &                     # the head's port 8265 on this machine
+  set -a; . ~/{ENV_FILE}; set +a
+  stageline submit {launch.file} --address http://127.0.0.1:8265
+  ray down ray-up.yaml
+
+{roles[cluster.provider]}
+The image has to hold Ray and Stageline (see the Dockerfile of the project).
+"""
+    return {"ray-up.yaml": render(comment, _config(launch))}
+
+
+def _config(launch: Launch) -> dict[str, Any]:
+    cluster, provider = launch.cluster, _provider(launch)
+    assert cluster.provider is not None, "told by write()"
+    environment = ENVIRONMENT[cluster.provider]
+    types = {HEAD: _head(launch), **{name: _workers(launch, name, node) for name, node in launch.nodes.items()}}
+    agent = f"python -m cluster.agent --address $RAY_HEAD_IP:{PORT} --source {cluster.provider}"
+    return {
+        "cluster_name": launch.slug(40),
+        "max_workers": sum(node.max for node in launch.nodes.values()),
+        "idle_timeout_minutes": IDLE_S // 60,
+        "provider": provider,
+        "auth": {"ssh_user": "ubuntu"},
+        "docker": {
+            "image": cluster.image,
+            "container_name": "stageline",
+            "pull_before_run": True,
+            "run_options": ["--ulimit nofile=65536:65536"],
+        },
+        "head_node_type": HEAD,
+        "available_node_types": types,
+        "file_mounts": {f"~/{ENV_FILE}": f"~/{ENV_FILE}"},
+        "initialization_commands": DOCKER,
+        "setup_commands": list(cluster.setup),
+        "head_start_ray_commands": [
+            "ray stop",
+            f"{environment}; ray start --head --port={PORT} --object-manager-port=8076 --metrics-export-port=8080 "
+            "--autoscaling-config=~/ray_bootstrap_config.yaml --dashboard-host=127.0.0.1",
+        ],
+        "worker_start_ray_commands": [
+            "ray stop",
+            f"{environment}; ray start --address=$RAY_HEAD_IP:{PORT} --object-manager-port=8076 "
+            "--metrics-export-port=8080",
+            f"{environment}; nohup setsid flock -n /tmp/notice-agent.lock {agent} > /tmp/notice-agent.log 2>&1 "
+            "< /dev/null &",
+        ],
+    }
+
+
+def _provider(launch: Launch) -> dict[str, Any]:
+    cluster = launch.cluster
+    needed = {"region": cluster.region}
+    if cluster.provider == "gcp":
+        needed |= {"zone": cluster.zone, "project": cluster.project}
+    for field, value in needed.items():
+        if value is None:
+            raise UserError(f"no '{field}' of {cluster.provider}", where=f"{launch.file}: cluster",
+                            remedy=f"add '{field}:'")  # fmt: skip
+    provider: dict[str, Any] = {"type": cluster.provider, "region": cluster.region}
+    if cluster.zone:
+        provider["availability_zone"] = cluster.zone
+    if cluster.provider == "gcp":
+        return provider | {"project_id": cluster.project}
+    return provider | {"cache_stopped_nodes": False}
+
+
+def _head(launch: Launch) -> dict[str, Any]:
+    return {
+        "resources": {"CPU": 0, "GPU": 0},
+        "labels": {MARKET: "on-demand"},
+        "node_config": _machine(launch, instance(launch, ""), gpus=False, spot=False),
+        "min_workers": 0,
+        "max_workers": 0,
+    }
+
+
+def _workers(launch: Launch, name: str, node: NodeParams) -> dict[str, Any]:
+    config = _machine(launch, instance(launch, name), bool(node.gpus), node.spot)
+    if launch.cluster.provider == "aws":
+        config["IamInstanceProfile"] = {"Name": "ray-autoscaler-v1"}
+    return {
+        "resources": {"CPU": whole(node.cpus), "GPU": node.gpus, "object_store_memory": object_store(node)},
+        "labels": node.labels(name),
+        "node_config": config,
+        "docker": {"worker_run_options": [f"--shm-size={int(shared_memory_of(node) * 1024)}m"]},
+        "min_workers": node.min,
+        "max_workers": node.max,
+    }
+
+
+def _machine(launch: Launch, name: str, gpus: bool, spot: bool) -> dict[str, Any]:
+    """The request that the cloud takes: EC2's RunInstances, or Compute Engine's instances.insert."""
+    if launch.cluster.provider == "aws":
+        disk = {"DeviceName": "/dev/sda1", "Ebs": {"VolumeSize": DISK_GB, "VolumeType": "gp3"}}
+        market = {"InstanceMarketOptions": {"MarketType": "spot"}} if spot else {}
+        return {"InstanceType": name, "ImageId": AWS_IMAGE[gpus], "BlockDeviceMappings": [disk], **market}
+    start = {"diskSizeGb": DISK_GB, "sourceImage": GCP_IMAGE[gpus]}
+    disk = {"boot": True, "autoDelete": True, "type": "PERSISTENT", "initializeParams": start}
+    scheduling: dict[str, Any] = {}
+    if spot:
+        scheduling = {"provisioningModel": "SPOT", "preemptible": True, "automaticRestart": False,
+                      "instanceTerminationAction": "DELETE"}  # fmt: skip
+    if gpus or spot:  # neither can be moved to another host
+        scheduling["onHostMaintenance"] = "TERMINATE"
+    return {"machineType": name, "disks": [disk], **({"scheduling": scheduling} if scheduling else {})}

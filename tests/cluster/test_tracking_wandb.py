@@ -1,0 +1,246 @@
+"""wandb through drivers that are killed: offline what its own reader finds in all folders together, online what reaches
+the server, here a small one of the test's that speaks as much of wandb's protocol as a run needs."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from orchestrator.store import FileStore
+from orchestrator.tracking import wandb_run
+from orchestrator.tracking.about import About
+from orchestrator.tracking.params import WandbParams
+from orchestrator.tracking.wandb_run import WandbRun
+
+P, RUN = "stages/train/0123456789abcdef", "0123456789abcdef-a1b2c3"
+RECORD = f"{P}/tracking/wandb.json"
+
+# a driver that passes on rows 1..N, waits, and is killed
+DRIVER = """
+import sys, time
+from test_tracking_wandb import begin, rows
+run = begin(sys.argv[1])
+run.open()
+run.log(rows(run.last + 1, int(sys.argv[2])))
+time.sleep(float(sys.argv[3]))
+print("passed on", flush=True)
+time.sleep(60)
+"""
+
+
+def begin(folder, mode: Literal["online", "offline"] = "offline") -> WandbRun:
+    def cards(where: Path) -> list[Path]:
+        (where / "data-card-x.html").write_text("<html>")
+        return [where / "data-card-x.html"]
+
+    about = About(RUN, "exp", "stage", "train", {"lr": 0.5}, FileStore(f"{folder}/storage"), P, cards)
+    return WandbRun(WandbParams(mode=mode, folder=f"{folder}/files", project="p", tags=("t",)), about)
+
+
+def rows(first, last):
+    return [{"step": step, "attempt": "e0001a0001", "loss": 1 / step, "pad": 0.5} for step in range(first, last + 1)]
+
+
+def killed(folder: Path, last: int, after_s: float = 0.0) -> None:
+    command = [sys.executable, "-c", DRIVER, str(folder), str(last), str(after_s)]
+    environment = os.environ | {"PYTHONPATH": f"{Path(__file__).parent}:{os.environ.get('PYTHONPATH', '')}"}
+    environment.pop("WANDB_SERVICE", None)  # else this process's own wandb would serve it
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as driver:
+        assert driver.stdout is not None and driver.stdout.readline() == "passed on\n"
+        driver.send_signal(signal.SIGKILL)
+
+
+def folders(folder: Path) -> list[Path]:
+    return sorted((folder / "files" / "wandb").glob("offline-run-*"))
+
+
+def history(where: list[Path]) -> list[tuple[int, float]]:
+    """(step, loss) over the folders in their order, as `wandb sync` would send them."""
+    out = []
+    for folder in where:
+        command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(folder)]
+        environment = os.environ | {"WANDB_MODE": "offline"}
+        text = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
+        for line in text.splitlines():
+            if (found := json.loads(line))["type"] == "history":
+                out.append((int(found["history"]["step"]["num"]), found["history"]["item"]["loss"]))
+    return out
+
+
+def whole(last: int) -> list[tuple[int, float]]:
+    return [(step, pytest.approx(1 / step)) for step in range(1, last + 1)]
+
+
+@pytest.fixture(autouse=True)
+def soon(monkeypatch):
+    monkeypatch.setattr(wandb_run, "SETTLED_S", 1.0)
+
+
+def finish_from(folder: Path, last: int) -> WandbRun:
+    run = begin(folder)
+    run.open()
+    run.log(rows(run.last + 1, last))
+    run.finish(True)
+    return run
+
+
+@pytest.mark.parametrize("passed_on, after_s", [(5, 0.0), (400, 0.0), (40, 17.0)], ids=["none", "some", "all"])
+def test_a_killed_drivers_rows_are_there_once(tmp_path, passed_on, after_s):
+    """wandb has written none of them yet, whole blocks of 32 KB, or after 15 s all."""
+    killed(tmp_path, passed_on, after_s)
+    finish_from(tmp_path, passed_on + 20)
+    first, second = folders(tmp_path)
+    there = len(history([first]))
+    assert (there == 0) if passed_on == 5 else (0 < there < 400) if passed_on == 400 else (there == 40)
+    assert history([first, second]) == whole(passed_on + 20)
+    assert {folder.name.rsplit("_", 1)[1].split("-", 1)[1] for folder in (first, second)} == {RUN}
+
+
+def test_folders_are_copied_to_storage(tmp_path):
+    killed(tmp_path, 5)
+    finish_from(tmp_path, 8)
+    copies = sorted((tmp_path / "storage/experiments/exp/wandb").iterdir())
+    assert [copy.name for copy in copies] == [folder.name for folder in folders(tmp_path)]
+    assert history(copies) == whole(8)
+    assert all((copy / "files/data-card-x.html").is_file() for copy in copies)
+
+
+def test_a_folder_that_was_synced_and_removed_repeats_nothing(tmp_path):
+    run = begin(tmp_path)
+    run.open()
+    run.log(rows(1, 10))
+    run.finish(False)
+    shutil.rmtree(folders(tmp_path)[0])
+    time.sleep(1.1)  # the next one's name is of another second
+    finish_from(tmp_path, 15)
+    assert [step for step, _ in history(folders(tmp_path))] == [11, 12, 13, 14, 15]
+
+
+def test_what_went_with_another_machine_is_told_again(tmp_path):
+    """All but what is in storage."""
+    run = begin(tmp_path)
+    run.open()
+    run.log(rows(1, 4))
+    run.finish(False)
+    time.sleep(1.1)
+    killed(tmp_path, 10)
+    shutil.rmtree(tmp_path / "files")
+    record = json.loads((tmp_path / "storage" / RECORD).read_text())
+    assert (record["step"], record["stored"]) == (10, 4)
+    finish_from(tmp_path, 12)
+    copies = sorted((tmp_path / "storage/experiments/exp/wandb").iterdir())
+    assert history(copies) == whole(12)
+
+
+def test_nothing_is_collected_beside_what_is_passed_on(tmp_path):
+    """No command line, environment, git remote, packages, code or output."""
+    finish_from(tmp_path, 2)
+    (folder,) = folders(tmp_path)
+    files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    assert files <= {f"run-{RUN}.wandb", "files/data-card-x.html", "logs/debug.log", "logs/debug-internal.log",
+                     "logs/debug-core.log"}  # fmt: skip
+    data = (folder / f"run-{RUN}.wandb").read_bytes()
+    assert b"pytest" not in data and b".git" not in data
+
+
+# -- online ----------------------------------------------------------------------------------------------
+
+ONLINE = """
+import sys
+from test_tracking_wandb import begin, rows
+run = begin(sys.argv[1], "online")
+run.open()
+run.log(rows(run.last + 1, int(sys.argv[2])))
+run.finish(True)
+"""
+
+
+class Server:
+    """Keeps the history lines of one run."""
+
+    def __init__(self):
+        self.history: list[dict] = []
+        self.configs: list[dict] = []
+        owner = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def log_message(self, *_):
+                pass
+
+            def do_POST(self):
+                body = self.rfile.read(int(self.headers.get("content-length") or 0))
+                answer = json.dumps(owner.answer(self.path, body)).encode()
+                self.send_response(200)
+                self.send_header("content-type", "application/json")
+                self.send_header("content-length", str(len(answer)))
+                self.end_headers()
+                self.wfile.write(answer)
+
+            do_PUT = do_GET = do_POST
+
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.http.server_port}"
+        threading.Thread(target=self.http.serve_forever, daemon=True).start()
+
+    def answer(self, path: str, body: bytes) -> dict:
+        if path.endswith("/file_stream"):
+            history = json.loads(body).get("files", {}).get("wandb-history.jsonl")
+            if history:
+                del self.history[history["offset"] :]
+                self.history += map(json.loads, history["content"])
+        if path != "/graphql":
+            return {}
+        asked = json.loads(body)
+        entity = {"id": "e", "name": "e"}
+        if "upsertBucket" in asked["query"]:
+            self.configs.append(json.loads(asked["variables"]["config"]))
+            bucket = {
+                "id": "Qg==",
+                "name": RUN,
+                "displayName": "d",
+                "config": "{}",
+                "historyLineCount": len(self.history),
+                "project": {"id": "p", "name": "p", "entity": entity},
+            }
+            return {"data": {"upsertBucket": {"bucket": bucket, "inserted": not self.history}}}
+        if "RunResumeStatus" in asked["query"]:
+            return {"data": {"model": {"id": "m", "name": "p", "entity": entity, "bucket": self._resumed()}}}
+        if "reateRunFiles" in asked["query"]:
+            files = [{"name": name, "uploadUrl": f"{self.url}/up"} for name in asked["variables"]["files"]]
+            return {"data": {"createRunFiles": {"runID": RUN, "uploadHeaders": [], "files": files}}}
+        return {"data": {"viewer": {"id": "v", "entity": "e", "username": "u", "flags": "{}", "teams": {"edges": []}},
+                         "serverInfo": None}}  # fmt: skip
+
+    def _resumed(self) -> dict | None:
+        if not self.history:
+            return None
+        tail, step = json.dumps(self.history[-1]), self.history[-1]["_step"]
+        return {"id": "Qg==", "name": RUN, "displayName": "d", "config": "{}", "tags": [], "eventsTail": "[]",
+                "historyLineCount": len(self.history), "logLineCount": 0, "eventsLineCount": 0,
+                "historyTail": json.dumps([tail]), "summaryMetrics": json.dumps({"_step": step}),
+                "wandbConfig": json.dumps({"t": 1})}  # fmt: skip
+
+
+def test_online_the_server_says_where_to_go_on(tmp_path):
+    server = Server()
+    environment = os.environ | {
+        "WANDB_BASE_URL": server.url, "WANDB_API_KEY": "0123456789abcdef" * 2 + "01234567", "HOME": str(tmp_path),
+        "PYTHONPATH": f"{Path(__file__).parent}:{os.environ.get('PYTHONPATH', '')}",
+    }  # fmt: skip
+    environment.pop("WANDB_SERVICE", None)
+    for last in (5, 8):
+        command = [sys.executable, "-c", ONLINE, str(tmp_path), str(last)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+    server.http.shutdown()
+    assert [(line["_step"], line["loss"]) for line in server.history] == whole(8)
+    assert server.configs[0]["lr"]["value"] == 0.5

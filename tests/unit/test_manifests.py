@@ -1,0 +1,276 @@
+"""`stageline cluster manifests`: files that are what they were, that their readers take, and that hold no secret."""
+
+import re
+import subprocess
+
+import pytest
+import yaml
+
+from orchestrator.cli.main import main
+from tests.unit.manifests import EXPERIMENTS, ROOT, documents, golden, is_writing, kuberay, write_all
+
+FILES = {
+    "kuberay": ("rayjob.yaml", "raycluster.yaml"),
+    "ray-up": ("ray-up.yaml",),
+    "skypilot": ("skypilot.yaml",),
+}
+SMALL = """
+name: small
+storage: s3://bucket/prefix
+model: {vision: tiny-vit, language: tiny-qwen2}
+data: {some: {meta: s3://bucket/some.json}}
+stages:
+  some_data: {kind: prepare, data: some}
+  mlp_warmup: {needs: [some_data], steps: 2, lr: 1e-3, global_batch: 4, resources: RESOURCES}
+cluster: CLUSTER
+"""
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory) -> dict[str, dict[str, str]]:
+    return {name: write_all(name, tmp_path_factory.mktemp(name)) for name in EXPERIMENTS}
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_manifests_are_as_they_were(name, written):
+    files = written[name]
+    assert set(files) == {file for target in EXPERIMENTS[name] for file in FILES[target]}
+    if is_writing():
+        golden(name).mkdir(parents=True, exist_ok=True)
+        for file, text in files.items():
+            (golden(name) / file).write_text(text)
+    assert {path.name: path.read_text() for path in golden(name).iterdir()} == files
+
+
+@pytest.mark.parametrize("kind", ["RayJob", "RayCluster"])
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_kuberay_takes_them(name, kind, written):
+    kuberay(kind).validate(documents(written[name][f"{kind.lower()}.yaml"])[kind])
+
+
+@pytest.mark.parametrize(
+    "path, value",
+    [
+        (("spec", "headGroupSpec", "template", "spec", "nodeSelectr"), {}),
+        (("spec", "workerGroupSpecs", 0, "template", "spec", "containers", 1, "environment"), []),
+        (("spec", "workerGroupSpecs", 0, "template", "spec", "terminationGracePeriodSeconds"), "120"),
+        (("spec", "authOptions", "secret"), "stageline"),
+    ],
+)
+def test_a_field_that_kuberay_would_drop_is_seen(path, value, written):
+    import jsonschema
+
+    found = documents(written["cluster_aws_1b"]["raycluster.yaml"])["RayCluster"]
+    inner = found
+    for key in path[:-1]:
+        inner = inner[key]
+    inner[path[-1]] = value
+    with pytest.raises(jsonschema.ValidationError, match=str(path[-1]) if value != "120" else "120"):
+        kuberay("RayCluster").validate(found)
+
+
+def test_rays_autoscaler_on_kubernetes_sees_what_the_experiment_says(written):
+    from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
+
+    cluster = documents(written["cluster_gcp_8b"]["raycluster.yaml"])["RayCluster"]
+    cluster["metadata"]["namespace"] = "default"
+    types = _derive_autoscaling_config_from_ray_cr(cluster)["available_node_types"]
+    gpus = {"CPU": 208, "GPU": 8}
+    found = {name: {what: its["resources"].get(what, 0) for what in gpus} for name, its in types.items()}
+    head = next(name for name in found if "head" in name)
+    assert found.pop(head) == {"CPU": 0, "GPU": 0}
+    assert found == {"h100": gpus, "h100-spot": gpus, "cpu": {"CPU": 64, "GPU": 0}}
+    limits = {name: (its["min_workers"], its["max_workers"]) for name, its in types.items() if name != head}
+    assert limits == {"h100": (2, 2), "h100-spot": (0, 6), "cpu": (0, 4)}
+    assert types["h100-spot"]["labels"] == {
+        "stageline.io/node-type": "h100-spot",
+        "ray.io/market-type": "spot",
+        "ray.io/accelerator-type": "H100",
+    }
+
+
+def test_ray_takes_the_labels_of_a_machine_of_skypilots(written):
+    from ray._private.label_utils import parse_node_labels_string
+
+    run = yaml.safe_load(written["cluster_aws_1b"]["skypilot.yaml"])["run"]
+    option = re.search(r"--labels=(\S+)", run)
+    assert option and parse_node_labels_string(option[1])["ray.io/market-type"] == "spot"
+
+
+@pytest.mark.parametrize("name", [name for name, targets in EXPERIMENTS.items() if "ray-up" in targets])
+def test_ray_up_takes_them(name, written):
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    config = prepare_config(yaml.safe_load(written[name]["ray-up.yaml"]))
+    validate_config(config)
+    assert config["available_node_types"][config["head_node_type"]]["max_workers"] == 0
+    assert "ray-3.0.0" not in str(config), "Ray's defaults would install a nightly build"
+
+
+def test_ec2_takes_the_machines_that_ray_asks_it_for(written):
+    import botocore.session
+    from botocore.validate import ParamValidator
+    from ray.autoscaler._private.aws.config import DEFAULT_RAY_INSTANCE_PROFILE
+
+    request = botocore.session.get_session().get_service_model("ec2").operation_model("RunInstances").input_shape
+    for name, node in yaml.safe_load(written["cluster_aws_1b"]["ray-up.yaml"])["available_node_types"].items():
+        asked = node["node_config"] | {"MinCount": 1, "MaxCount": 1}
+        assert not ParamValidator().validate(asked, request).has_errors()
+        unknown = set(asked) - set(request.members)
+        assert not unknown, unknown
+        assert asked.get("InstanceMarketOptions", {}).get("MarketType") == ("spot" if name != "head" else None)
+        if name != "head":
+            assert asked["IamInstanceProfile"] == {"Name": DEFAULT_RAY_INSTANCE_PROFILE}
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_their_shell_scripts_are_bash(name, written):
+    scripts = []
+    for file, text in written[name].items():
+        if file == "ray-up.yaml":
+            config = yaml.safe_load(text)
+            scripts += [line for key, lines in config.items() if key.endswith("_commands") for line in lines]
+        if file == "skypilot.yaml":
+            scripts += [yaml.safe_load(text)["setup"], yaml.safe_load(text)["run"]]
+        if file == "raycluster.yaml":
+            groups = documents(text)["RayCluster"]["spec"]["workerGroupSpecs"]
+            hooks = [group["template"]["spec"]["containers"][0]["lifecycle"]["preStop"] for group in groups]
+            scripts += [hook["exec"]["command"][-1] for hook in hooks]
+    assert scripts
+    for script in scripts:
+        done = subprocess.run(["bash", "-n"], input=script, text=True, capture_output=True)
+        assert done.returncode == 0 and not done.stderr, f"{script}\n{done.stderr}"
+
+
+def test_the_experiment_reaches_the_cluster_as_it_is(written, tmp_path):
+    original = (ROOT / "experiments/cluster_aws_1b.yaml").read_text()
+    job = documents(written["cluster_aws_1b"]["rayjob.yaml"])
+    assert list(job["ConfigMap"]["data"].values()) == [original]
+    setup = yaml.safe_load(written["cluster_aws_1b"]["skypilot.yaml"])["setup"]
+    subprocess.run(["bash", "-c", setup], check=True, env={"HOME": str(tmp_path)})
+    assert (tmp_path / "experiment.yaml").read_text() == original
+
+
+def test_a_worker_pod_has_time_to_save_and_an_agent_that_finds_the_head(written):
+    spec = documents(written["cluster_gcp_8b"]["raycluster.yaml"])["RayCluster"]["spec"]
+    name = documents(written["cluster_gcp_8b"]["raycluster.yaml"])["RayCluster"]["metadata"]["name"]
+    for group in spec["workerGroupSpecs"]:
+        pod = group["template"]["spec"]
+        ray, agent = pod["containers"]
+        assert pod["terminationGracePeriodSeconds"] == 15 and pod["restartPolicy"] == "Never"
+        assert "preStop" in ray["lifecycle"] and "lifecycle" not in agent
+        assert agent["command"][-2:] == ["--on-sigterm", "15"]
+        assert f"$(RAY_CLUSTER_NAME)-head-svc:{6379}" in agent["command"] and len(f"{name}-head-svc") + 6 <= 50
+        assert ray["resources"]["limits"].get("nvidia.com/gpu", 0) == (0 if group["groupName"] == "cpu" else 8)
+        keys = [toleration["key"] for toleration in pod.get("tolerations", ())]
+        assert ("cloud.google.com/gke-spot" in keys) == (group["labels"]["ray.io/market-type"] == "spot")
+
+
+def test_overrides_are_run_too(tmp_path, capsys):
+    experiment = str(ROOT / "experiments/cluster_quickstart.yaml")
+    options = ["stages.full_finetune.lr=2e-3", "cluster.nodes.small.max=5", "--target", "kuberay"]
+    assert main(["cluster", "manifests", experiment, *options, "--output", str(tmp_path)]) == 0
+    spec = documents((tmp_path / "rayjob.yaml").read_text())["RayJob"]["spec"]
+    assert spec["entrypoint"] == (
+        "stageline run /etc/stageline/experiment.yaml stages.full_finetune.lr=2e-3 cluster.nodes.small.max=5 "
+        "--address auto"
+    )
+    assert spec["rayClusterSpec"]["workerGroupSpecs"][0]["maxReplicas"] == 5
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["raycluster.yaml", "rayjob.yaml"]
+    assert capsys.readouterr().out.split() == [str(tmp_path / "rayjob.yaml"), str(tmp_path / "raycluster.yaml")]
+
+
+def test_no_secret_of_the_environment_is_in_a_file(tmp_path, monkeypatch):
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "RAY_AUTH_TOKEN", "WANDB_API_KEY"):
+        monkeypatch.setenv(name, "planted-secret")
+    for text in write_all("cluster_aws_1b", tmp_path).values():
+        assert "planted-secret" not in text
+        assert str(ROOT) not in text and not re.search(r"/(home|root)/(?!ray)", text)
+
+
+@pytest.mark.parametrize(
+    "old, new",
+    [
+        ("s3://bucket/some.json", "s3://me:planted@bucket/some.json"),
+        ("name: small", "name: small  # was at https://me:planted@host/"),
+        ("{cpus: 8}}", "{cpus: 8}}, setup: ['export HF_TOKEN=planted']"),
+    ],
+)
+def test_a_secret_in_the_file_is_refused_and_not_repeated(old, new, tmp_path, capsys):
+    text = SMALL.replace("RESOURCES", "{}").replace("CLUSTER", "{nodes: {a: {cpus: 8}}}")
+    experiment = tmp_path / "e.yaml"
+    experiment.write_text(text.replace(old, new))
+    assert main(["cluster", "manifests", str(experiment), "--output", str(tmp_path / "out")]) == 2
+    err = capsys.readouterr().err
+    assert re.search(r"e\.yaml:\d+: .*holds a", err) and "planted" not in err
+    assert not (tmp_path / "out").exists()
+
+
+ONE_GPU = "{workers: 2, gpus: 1}"
+
+
+@pytest.mark.parametrize(
+    "resources, cluster, target, says",
+    [
+        ("{}", "null", "kuberay", r"no 'cluster:' section → add 'cluster:'"),
+        (ONE_GPU, "{nodes: {a: {cpus: 8}}}", "kuberay",
+         r"stages\.mlp_warmup: asks for 2 workers × \(1 CPU, 1 GPU\), .* at most 1 × \(8 CPU, on-demand, a\)"),
+        ("{gpus: 1, accelerator: H100}", "{nodes: {a: {cpus: 8, gpus: 1, accelerator: L4}}}", "kuberay",
+         r"mlp_warmup: asks for 1 worker × .*accelerator-type=H100, .* 1 × \(8 CPU, 1 GPU, L4, on-demand, a\)"),
+        ("{workers: 9}", "{nodes: {a: {cpus: 8}}}", "kuberay", r"mlp_warmup: asks for 9 workers × \(1 CPU\)"),
+        ("{labels: {ray.io/market-type: spot}}", "{nodes: {a: {cpus: 8}}}", "kuberay", r"market-type=spot, and the"),
+        ("{}", "{nodes: {a: {cpus: 8, min: 3, max: 2}}}", "kuberay", r"nodes\.a: min 3 is more than max 2"),
+        ("{}", "{nodes: {a: {cpus: 8, gpus: 1}}}", "kuberay", r"nodes\.a: has 1 GPUs of an unknown type"),
+        ("{}", "{nodes: {A_1: {cpus: 8}}}", "kuberay", r"'A_1' cannot name machines of a cloud"),
+        ("{}", "{nodes: {a: {cpus: 8}}, head: {spot: true}}", "kuberay", r"cluster\.head: unknown key 'spot'"),
+        ("{}", "{nodes: {a: {cpus: 8}}}", "ray-up", r"no 'provider'"),
+        ("{}", "{provider: aws, nodes: {a: {cpus: 8, instance: x}}}", "ray-up", r"no 'region' of aws"),
+        ("{}", "{provider: aws, region: r, nodes: {a: {cpus: 8}}}", "ray-up", r"cluster\.head: no 'instance'"),
+        ("{}", "{provider: gcp, region: r, zone: z, nodes: {a: {cpus: 8}}}", "ray-up", r"no 'project' of gcp"),
+        ("{labels: {stageline.io/node-type: b}}", "{nodes: {a: {cpus: 1}, b: {cpus: 1}, c: {cpus: 0.5}}}", "skypilot",
+         None),
+        ("{gpus: 1}", "{nodes: {a: {cpus: 1}, b: {cpus: 0.5, gpus: 1, accelerator: L4}}}", "skypilot", r"stages\.mlp"),
+        ("{cpus: 4, labels: {stageline.io/node-type: b}}", "{nodes: {a: {cpus: 8}, b: {cpus: 4}}}", "skypilot", None),
+    ],
+)  # fmt: skip
+def test_what_no_cluster_could_run_is_refused_in_one_message(resources, cluster, target, says, tmp_path, capsys):
+    experiment = tmp_path / "e.yaml"
+    experiment.write_text(SMALL.replace("RESOURCES", resources).replace("CLUSTER", cluster))
+    code = main(["cluster", "manifests", str(experiment), "--target", target, "--output", str(tmp_path / "out")])
+    err = capsys.readouterr().err
+    if says is None:
+        assert code == 0, err
+        return
+    assert code == 2 and len(err.strip().splitlines()) == 1 and re.search(says, err), err
+    assert not (tmp_path / "out").exists()
+
+
+def test_skypilot_is_refused_where_stages_need_different_machines(tmp_path, capsys):
+    text = SMALL.replace("RESOURCES", "{gpus: 1}").replace(
+        "{kind: prepare, data: some}", "{kind: prepare, data: some, resources: {cpus: 32}}"
+    )
+    nodes = "{nodes: {big: {cpus: 32}, gpu: {cpus: 8, gpus: 1, accelerator: L4}}}"
+    experiment = tmp_path / "e.yaml"
+    experiment.write_text(text.replace("CLUSTER", nodes))
+    arguments = ["cluster", "manifests", str(experiment), "--output", str(tmp_path / "out")]
+    assert main([*arguments, "--target", "skypilot"]) == 2
+    assert "no type serves all stages: some_data asks for 1 worker × (32 CPU)" in capsys.readouterr().err
+    assert main(arguments) == 0, "without --target it is left out, and said to be"
+    assert "skypilot left out: " in capsys.readouterr().out
+
+
+def test_folders_of_this_machine_are_refused(tmp_path, capsys):
+    experiment = tmp_path / "e.yaml"
+    text = SMALL.replace("RESOURCES", "{}").replace("CLUSTER", "{nodes: {a: {cpus: 8}}}")
+    arguments = ["cluster", "manifests", str(experiment), "--target", "kuberay", "--output", str(tmp_path / "out")]
+
+    experiment.write_text(text.replace("s3://bucket/some.json", "data/some.json"))
+    assert main(arguments) == 2
+    assert f"data.some.meta: {tmp_path}/data/some.json → put them on S3" in capsys.readouterr().err
+    assert main([*arguments, "--shared-folders"]) == 2
+    assert "relative to its own place" in capsys.readouterr().err
+
+    experiment.write_text(text.replace("s3://bucket/some.json", "/mnt/some.json"))
+    assert main(arguments) == 2
+    assert "data.some.meta: /mnt/some.json" in capsys.readouterr().err
+    assert main([*arguments, "--shared-folders"]) == 0
