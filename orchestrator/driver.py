@@ -127,6 +127,7 @@ def _attempts(
             digests={name: its["content"] for name, its in job.identity.get("sets", {}).items()},
             parents=parent_refs(store, job), token=token,
             keep=params.checkpoint.keep if job.stage.kind.trains else 1, workers=workers, followers=followers(job),
+            experiment=job.experiment.name,
         )  # fmt: skip
         error: BaseException | None = None
         try:

@@ -26,7 +26,10 @@ STOP_WAIT_S = 660  # that Ray gives a driver between SIGTERM and SIGKILL: it sav
 # SIGTERM reaches all that is below the driver, so nothing that trains may be (warmup.py)
 ENVIRONMENT = {"STAGELINE_FORK_SERVER": "0"}
 AGENT_S = 30.0  # for a fresh head's agent to come up
-CHATTY = ("ray.dashboard.modules.dashboard_sdk", "ray._private.runtime_env.packaging")  # of every upload
+# they tell of every upload and connection
+CHATTY = (
+    "ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk", "ray._private.runtime_env.packaging",
+)  # fmt: skip
 RUNNING = ("PENDING", "RUNNING")
 TOKEN_REMEDY = "set RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH to a file with it, to the token of the cluster"
 

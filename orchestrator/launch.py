@@ -232,7 +232,7 @@ def _train(task: Task, over: Path, environment: Path) -> None:
             label_selector=resources.selector or None,
         ),
         run_config=RunConfig(
-            name=f"{task.stage}-{task.fingerprint[:16]}-{token_name(task.token)}",
+            name=f"{task.experiment}-{task.stage}-{task.fingerprint[:16]}-{token_name(task.token)}",
             storage_path=str(over.parent),
             failure_config=FailureConfig(max_failures=0, max_preemption_failures=0, controller_failure_limit=0),
             callbacks=[Tell()],  # pyright: ignore[reportArgumentType]

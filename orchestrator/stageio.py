@@ -74,6 +74,7 @@ class Task:
     followers: int = 0  # workers of the training stage that can start after this one; 0 where there is none
     sets: dict[str, Any] = field(default_factory=dict)
     digests: dict[str, Any] = field(default_factory=dict)  # of the sets that it asks
+    experiment: str = ""  # by which the runs of a dashboard are told apart
 
 
 def _matches(name: str, pattern: str) -> bool:

@@ -228,7 +228,8 @@ class Forward:
             inner_reader, inner_writer = await asyncio.open_connection("127.0.0.1", self._port)
         except OSError:  # the service is down: so is this
             return writer.close()
-        await asyncio.gather(_copy(reader, inner_writer), _copy(inner_reader, writer))
+        with contextlib.suppress(asyncio.CancelledError):  # the end of the block
+            await asyncio.gather(_copy(reader, inner_writer), _copy(inner_reader, writer))
 
 
 async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -5,6 +5,7 @@ Ray's head asks for a token, so Prometheus and the browser have to bring it. The
 GPU node reports comes from a stand-in (watched.py), and the queries of the Grafana file are asked of Prometheus itself.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -21,6 +22,12 @@ from watched import Head
 
 from cluster.monitoring.catalogue import exported
 from orchestrator.accounts import account
+
+try:
+    from playwright.sync_api import TimeoutError as PlaywrightTimeout
+    from playwright.sync_api import sync_playwright
+except ImportError:
+    sync_playwright = None
 
 STAGES = """
 name: cluster
@@ -140,9 +147,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 @pytest.fixture(scope="module")
 def browser():
     reason = "" if CHROMIUM else "Chromium is needed: as root, apt-get install -y chromium"
-    try:
-        from playwright.sync_api import sync_playwright
-    except ImportError:
+    if sync_playwright is None:
         reason = "playwright is needed: pip install playwright"
     if reason:
         (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(reason)
@@ -182,16 +187,17 @@ def test_the_ray_dashboard_shows_the_stages_their_attempts_and_how_far_they_are(
         assert ("ALIVE" if attempt == 2 else "DEAD") in row.inner_text()
     shot(dashboard, "dashboard-actors")
     dashboard.locator("tr", has_text="a0002").locator("a").first.click()
-    eventually(lambda: refreshed(dashboard, r"step [\d,]+ of 5,000\s+loss \d.*tokens/s\s+goodput \d"))
+    eventually(lambda: refreshed(dashboard, r"step [\d,]+ of 5,000\s+loss \d.*tokens/s\s+goodput \d"), PATIENCE_S)
     shot(dashboard, "dashboard-attempt", full_page=True)
 
 
 def refreshed(page, pattern):
     """Whether an actor's log has such a line now."""
     page.reload()
-    page.get_by_text("Tasks History").wait_for()
-    time.sleep(1)
-    return re.search(pattern, page.locator("body").inner_text())
+    found = page.get_by_text(re.compile(pattern)).first
+    with contextlib.suppress(PlaywrightTimeout):
+        found.wait_for(timeout=10_000)
+    return found.is_visible()
 
 
 def test_rays_own_list_of_training_runs_names_stage_and_attempt(watched):

@@ -85,7 +85,7 @@ class Head:
             if process is not None and process.poll() is None:
                 process.terminate()
                 try:
-                    process.wait(30)
+                    process.wait(PATIENCE_S)  # killed, it would leave Ray's other processes behind
                 except subprocess.TimeoutExpired:
                     process.kill()
                     process.wait()

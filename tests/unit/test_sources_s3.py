@@ -11,6 +11,7 @@ from test_formats import bytes_tokenizer, rows, run  # noqa: F401
 from modeling import files
 from modeling.errors import DataError
 from modeling.meta import read_meta
+from orchestrator.fingerprint import absent_source
 from stages.prepare.digest import source_digest
 
 
@@ -46,6 +47,22 @@ def test_the_same_rows_from_s3(tmp_path, bucket, form, bytes_tokenizer):  # noqa
     remote = on_s3(meta, upload(tmp_path / "in", bucket), tmp_path / "remote")
     out = run(remote, tmp_path / "out", endpoint_url=moto())
     assert rows(out, bytes_tokenizer) == rows(local, bytes_tokenizer)
+
+
+def test_the_meta_file_itself_may_lie_on_s3(tmp_path, bucket, bytes_tokenizer):  # noqa: F811
+    """As a cluster needs it: its paths count from where it lies."""
+    pictures, _ = digit_pictures()
+    samples = make_samples(pictures[:60], [str(i) for i in range(60)])[:5]
+    meta = write(samples, "internvl", tmp_path / "in")
+    local = run(meta, tmp_path / "local")
+    there = f"{upload(tmp_path / 'in', bucket)}/{meta.relative_to(tmp_path / 'in').as_posix()}"
+    (dataset,) = read_meta(there, moto())
+    assert dataset.annotations[0].startswith("s3://") and dataset.root.startswith("s3://")
+    assert absent_source(there, moto()) is None and absent_source(f"{there}.no", moto()) == f"{there}.no"
+    assert source_digest(there, moto())["datasets"][dataset.name]["missing"] == 0
+    assert rows(run(there, tmp_path / "out", endpoint_url=moto()), bytes_tokenizer) == rows(local, bytes_tokenizer)
+    with pytest.raises(DataError, match="meta file not found"):
+        read_meta(f"{there}.no", moto())
 
 
 def test_an_object_that_is_put_again_is_another_source(tmp_path, bucket):

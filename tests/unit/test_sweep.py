@@ -9,6 +9,7 @@ from modeling.errors import UserError
 from orchestrator.fingerprint import fingerprint, stage_identities
 from orchestrator.ledger import Ledger
 from orchestrator.plan import make_plan, write_identity
+from orchestrator.placement import Machine
 from orchestrator.scheduler import run_all
 from orchestrator.sharing import distinct_needs, saving, shared_with, told
 from orchestrator.spec import load_spec
@@ -255,7 +256,9 @@ def test_only_the_makers_run_and_what_needs_the_others_waits_for_them(tmp_path):
     experiment = load(tmp_path)
     _, plans = planned(experiment)
     shared, started = shared_with(plans), []
-    failed = run_all(experiment, set(), {"CPU": 2.0}, started.append, lambda names: None, shared=shared)
+    failed = run_all(
+        experiment, set(), lambda: [Machine({"CPU": 2.0})], started.append, lambda names: None, shared=shared
+    )
     assert not failed and len(started) == 24 and not set(started) & set(shared)
     places = {name: i for i, name in enumerate(started)}
     for name, needs in distinct_needs(experiment.needs, shared).items():
