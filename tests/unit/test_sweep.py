@@ -8,8 +8,8 @@ import pytest
 from modeling.errors import UserError
 from orchestrator.fingerprint import fingerprint, stage_identities
 from orchestrator.ledger import Ledger
-from orchestrator.plan import make_plan, write_identity
 from orchestrator.placement import Machine
+from orchestrator.plan import make_plan, write_identity
 from orchestrator.scheduler import run_all
 from orchestrator.sharing import distinct_needs, saving, shared_with, told
 from orchestrator.spec import load_spec
