@@ -1,16 +1,22 @@
 """What the connected cluster holds and what of it is free: the numbers behind the size of an attempt, and the words
 where a stage has to wait.
 
-Invariant: a GCS that does not answer never changes a decision: in all there is what there was at the last look, and
-nothing is free.
+Invariants: a GCS that does not answer never changes a decision: in all there is what there was at the last look, and
+nothing is free. A cluster that starts machines on demand hears of nothing but requests, so a wish for more workers is a
+placement group that waits; it is let go once Ray could place it, and dies with this driver, so that no machine is held
+for nobody.
 """
 
 import logging
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 from cluster.gcs import Gcs, Unanswered
 from cluster.nodes import Place, places
 from cluster.shape import ClusterParams
-from orchestrator.placement import Machine, allows, asked, fitting, may_come, shown
+from orchestrator.placement import Machine, allows, asked, each, fitting, may_come, shown
 from stages.params import Resources
 
 log = logging.getLogger(__name__)
@@ -22,6 +28,8 @@ class Capacity:
     def __init__(self, grows: ClusterParams | None = None):
         self._grows = grows
         self._last: list[Machine] = []
+        self._lock = threading.Lock()
+        self._wishes: list[Any] = []  # placement groups
 
     def machines(self) -> list[Machine]:
         """As large as they are, with those that may still be started."""
@@ -36,17 +44,46 @@ class Capacity:
 
     def room(self, resources: Resources) -> int:
         """Workers of this size that fit on what is free now, on nodes that are alive and stay."""
+        with self._lock:
+            for wish in [wish for wish in self._wishes if wish.wait(0)]:
+                self._drop(wish)
         try:
             return fitting(resources, _free(places()))
         except Unanswered:
             return 0
 
-    def waits(self, resources: Resources) -> tuple[str, bool]:
-        """Of a stage without room: why, in words, and whether asking all the same makes the cluster start machines."""
+    @contextmanager
+    def wish(self, resources: Resources, workers: int) -> Iterator[None]:
+        """Within it the cluster is asked for so many workers more; nothing where it starts no machines by itself."""
+        wish = self._make(resources, workers) if self._grows and workers > 0 else None
+        try:
+            yield
+        finally:
+            with self._lock:
+                if wish in self._wishes:
+                    self._drop(wish)
+
+    def _make(self, resources: Resources, workers: int) -> Any:
+        from ray.util import placement_group
+
+        bundle = {what: amount for what, amount in each(resources).items() if amount > 0}
+        selectors = [resources.selector] * workers if resources.selector else None
+        with self._lock:
+            self._wishes.append(placement_group([bundle] * workers, "PACK", bundle_label_selector=selectors))  # pyright: ignore[reportArgumentType]
+            return self._wishes[-1]
+
+    def _drop(self, wish: Any) -> None:
+        from ray.util import remove_placement_group
+
+        self._wishes.remove(wish)
+        remove_placement_group(wish)
+
+    def waits(self, resources: Resources) -> str:
+        """Of a stage without room: why, in words."""
         try:
             there, others = places(), Gcs.of_this_process().other_jobs()
         except Unanswered as error:
-            return f"the cluster does not answer: {error}", False
+            return f"the cluster does not answer: {error}"
         meant = [place for place in there if allows(place.labels, resources.selector)]
         in_all = [Machine(place.total, place.labels) for place in meant]
         reason = f"asks for {asked(resources)}; "
@@ -57,10 +94,7 @@ class Capacity:
         if others:
             reason += f"; other Ray jobs: {', '.join(others)}"
         grown = may_come(self._grows, [place.labels for place in there])
-        grows = (
-            fitting(resources, grown) + fitting(resources, in_all) >= resources.least and fitting(resources, grown) > 0
-        )
-        return reason + ("; the cluster is asked to start more" if grows else ""), grows
+        return reason + ("; the cluster is asked to start more" if fitting(resources, grown) else "")
 
 
 def _free(there: list[Place]) -> list[Machine]:

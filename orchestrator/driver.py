@@ -7,6 +7,7 @@ ten aborts at exit after all its work is committed (DeepSpeed's communication op
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +33,9 @@ SETTLE_S = 3.0  # for the resources of an attempt that ended to come free, befor
 TELL_S = 10.0  # of waiting for room before it is told
 LOOK_S, LATE_LOOK_S = 0.05, 0.5  # between two looks for room, before and after SETTLE_S
 STORE_PATIENCE_S = 900.0  # of the driver with a store that is away: nobody is served by its giving up sooner
+
+
+Wish = Callable[[Resources, int], AbstractContextManager[None]]
 
 
 class StageFailed(Exception):
@@ -77,13 +81,14 @@ def run_stage(
     events: Callable[[str, str], Any],
     stop: Stop | None = None,
     room: Callable[[Resources], int] = lambda resources: resources.most,
-    waits: Callable[[Resources], tuple[str, bool]] = lambda resources: ("there is no room", False),
+    waits: Callable[[Resources], str] = lambda resources: "there is no room",
+    wish: Wish = lambda resources, workers: nullcontext(),
 ) -> None:
     """Bring a stage to completion, or raise StageFailed. attempt(task, stopping): runs one (launch.run_attempt).
 
     events(stage, message): what a user should see. stop: the driver was asked to stop. room(resources): workers of this
-    size that fit on what is free now. waits(resources): why there is none for it, and whether asking all the same makes
-    the cluster start machines. Where a living driver has the stage, waits for its result or its end.
+    size that fit on what is free now. waits(resources): why there is none for it. wish(resources, workers): within it
+    the cluster is asked for so many more. Where a living driver has the stage, waits for its result or its end.
     """
     name, stop, impatient = job.stage.name, stop or Stop(), store
     store = with_patience(store, STORE_PATIENCE_S)
@@ -95,7 +100,7 @@ def run_stage(
         if token is None:
             return
         with Heartbeat(impatient, job.prefix, token[0]):
-            _attempts(store, job, ledger, token, attempt, events, stop, room, waits)
+            _attempts(store, job, ledger, token, attempt, events, stop, room, waits, wish)
     except Fenced as error:
         if ledger.state().completed is not None:  # by whoever it gave way to, or a worker that it took for lost
             return events(name, "completed by another driver, reused")
@@ -111,14 +116,15 @@ def _attempts(
     events: Callable[[str, str], Any],
     stop: Stop,
     room: Callable[[Resources], int],
-    waits: Callable[[Resources], tuple[str, bool]],
+    waits: Callable[[Resources], str],
+    wish: Wish,
 ) -> None:
     """Attempts until one completes the stage. Raises StageFailed, or Fenced where a higher token is in the ledger."""
     name, params = job.stage.name, job.stage.params
     while True:
         if stop.is_set():
             raise StageFailed(name, ErrorClass.preempted, RuntimeError("stopped"), "the driver was stopped")
-        workers = _size(name, params.resources, room, waits, events, stop)
+        workers = _size(name, params.resources, room, waits, wish, events, stop)
         token = ledger.start_attempt(token, workers)
         task = Task(
             storage=store.url, prefix=job.prefix, stage=name, kind=job.stage.kind_name,
@@ -131,7 +137,11 @@ def _attempts(
         )  # fmt: skip
         error: BaseException | None = None
         try:
-            with Attendant(store, job.prefix, token, workers, params.resources, stop, room):
+            more = params.resources.most - workers if job.stage.kind.trains else 0
+            with (
+                wish(params.resources, more),
+                Attendant(store, job.prefix, token, workers, params.resources, stop, room),
+            ):
                 attempt(task, stop.is_set)
         except Exception as caught:
             error = sanitize(caught)
@@ -170,29 +180,30 @@ def _size(
     name: str,
     resources: Resources,
     room: Callable[[Resources], int],
-    waits: Callable[[Resources], tuple[str, bool]],
+    waits: Callable[[Resources], str],
+    wish: Wish,
     events: Callable[[str, str], Any],
     stop: Stop,
 ) -> int:
     """How many workers the next attempt has: the most that fit, once what the last one held had time to come free.
 
-    A cluster that grows on demand is asked for the fewest all the same: it hears of nothing but requests. Any other is
-    waited for, and why is told whenever it changes.
+    Where not even the fewest fit, the cluster is asked for more, and why the stage waits is told whenever it changes.
     """
     began, told, asked = time.monotonic(), "", 0.0
-    while not stop.is_set():
-        free, waited = room(resources), time.monotonic() - began
-        if free >= resources.most or (free >= resources.least and waited >= SETTLE_S):
-            return min(free, resources.most)
-        if waited >= TELL_S and waited - asked >= TELL_S:
-            asked = waited
-            reason, grows = waits(resources)
-            if reason != told:
-                told = reason
-                events(name, f"{QUEUED}{reason}")
-            if grows:
-                return resources.least
-        stop.wait(LOOK_S if waited < SETTLE_S else LATE_LOOK_S)
+    with ExitStack() as wishes:
+        while not stop.is_set():
+            free, waited = room(resources), time.monotonic() - began
+            if free >= resources.most or (free >= resources.least and waited >= SETTLE_S):
+                return min(free, resources.most)
+            if waited >= TELL_S and waited - asked >= TELL_S:
+                if not asked:
+                    wishes.enter_context(wish(resources, resources.most))
+                asked = waited
+                reason = waits(resources)
+                if reason != told:
+                    told = reason
+                    events(name, f"{QUEUED}{reason}")
+            stop.wait(LOOK_S if waited < SETTLE_S else LATE_LOOK_S)
     raise StageFailed(name, ErrorClass.preempted, RuntimeError("stopped"), "the driver was stopped")
 
 

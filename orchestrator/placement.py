@@ -93,8 +93,9 @@ def asked(resources: Resources) -> str:
 
 
 def shown(machines: Iterable[Machine]) -> str:
-    """'2 × (16 CPU, 8 GPU, H100, spot), 1 × (4 CPU)'; what may still be started is said to be so."""
-    groups = Counter((_one(machine), machine.there) for machine in machines)
+    """'2 × (16 CPU, 8 GPU, H100, spot), 1 × (4 CPU)', the largest first; what may still be started is said to be so."""
+    ordered = sorted(machines, key=lambda its: (not its.there, -its.room.get("GPU", 0), -its.room.get("CPU", 0)))
+    groups = Counter((_one(machine), machine.there) for machine in ordered)
     parts = [f"{count} × ({text})" + ("" if there else " not started") for (text, there), count in groups.items()]
     return ", ".join(parts) or "no node"
 

@@ -142,7 +142,7 @@ def _run_rest(
             job = Job(experiment, stage, identity, item.fingerprint, item.prefix, parents)
             meters = Meters(store, item.prefix, experiment.name, name, stage.kind_name)
             with meters, tracking.following(name, identity):
-                run_stage(store, job, run_attempt, event, stop, capacity.room, capacity.waits)
+                run_stage(store, job, run_attempt, event, stop, capacity.room, capacity.waits, capacity.wish)
 
         def queued(name: str, reason: str) -> None:
             if told.get(name) != reason:

@@ -137,6 +137,14 @@ class Machines:
         if machine in self.workers:
             self.workers.remove(machine)
 
+    def files_with(self, text: str) -> list[str]:
+        """Files of the machines that hold it, packages of jobs and all logs among them."""
+        found = []
+        for machine in (self.head, *self.workers):
+            printed = machine.shell(f"grep -rlF -- '{text}' {self._folder} || true")
+            found += [f"{machine.name}:{name}" for name in printed.splitlines()]
+        return found
+
     def driver(self) -> psutil.Process | None:
         """The driver that Ray runs on the head."""
         for process in self.head.processes():

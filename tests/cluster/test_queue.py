@@ -49,12 +49,12 @@ def test_what_is_not_there_is_refused_in_seconds(nodes, before_finetune, overrid
     print(f"refused after {seconds:.1f} s")
     assert done.returncode == 2 and "Traceback" not in done.stderr and seconds < REFUSED_S
     (line,) = [line for line in done.stderr.splitlines() if "stages.full_finetune.resources" in line]
-    assert asked in line and "there are 1 × (0 CPU), 2 × (1 CPU)" in line and " → " in line
+    assert asked in line and "there are 2 × (1 CPU), 1 × (0 CPU)" in line and " → " in line
 
 
 def test_a_full_cluster_is_waited_for_with_the_reason_shown(nodes, before_finetune, others, start):
     driver = start(before_finetune, *SHORT, "--address", nodes.address, environment=nodes.environment)
-    reason = "queued: asks for 2 workers × (1 CPU); there are 1 × (0 CPU), 2 × (1 CPU), of which free 3 × (0 CPU)"
+    reason = "queued: asks for 2 workers × (1 CPU); there are 2 × (1 CPU), 1 × (0 CPU), of which free 3 × (0 CPU)"
     until = time.monotonic() + PATIENCE_S
     while reason not in driver.output:
         assert driver.process.poll() is None and time.monotonic() < until, driver.output

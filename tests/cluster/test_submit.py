@@ -15,6 +15,7 @@ from orchestrator.store import open_store
 
 OVERRIDES = (*LONGER, f"stages.{STAGE}.checkpoint.every=1000")
 DEADLINE_S = 8.0
+PLANTED = "planted-6f1c9a52e7"  # a secret of the laptop, which has no business on the cluster
 
 
 class Laptop:
@@ -23,7 +24,7 @@ class Laptop:
     def __init__(self, machines: Machines, experiment: Experiment):
         self._path = str(experiment.path)
         self._environment = os.environ | {
-            "RAY_API_SERVER_ADDRESS": machines.dashboard, "RAY_AUTH_TOKEN": machines.token,
+            "RAY_API_SERVER_ADDRESS": machines.dashboard, "RAY_AUTH_TOKEN": machines.token, "MY_DB_PASSWORD": PLANTED,
         }  # fmt: skip
 
     def __call__(self, verb: str, *arguments: str, code: int = 0, **more: str) -> str:
@@ -52,6 +53,10 @@ class Laptop:
                 self("logs", self.job)
                 raise AssertionError(f"not within {patience:.0f} s: {what}")
             time.sleep(0.2)
+
+
+def holds(path: Path, secret: str) -> bool:
+    return secret.encode() in path.read_bytes()
 
 
 @pytest.fixture
@@ -114,11 +119,22 @@ def test_submitted_drained_killed_and_submitted_again(before_finetune, longer, c
         laptop.until(lambda: "failed" in laptop("status", job), "the cluster knows that the driver is gone")
         again = laptop.submit()
         assert again != job
-        said = laptop("logs", again, "--follow")
-        assert "stages done" in said and "succeeded" in laptop("status", again)
+        token = view.token()
+        laptop.until(lambda: view.token() > token and (view.step() or 0) > 0, "the second driver trains")
+
+        # cancelled: it saves, and the cluster knows it as stopped
+        said = laptop("cancel", again)
+        assert "asked all stages to save and stop" in said and f"{again}: stopped" in said
+        assert "stopped" in laptop("status", again)
+        last = laptop.submit()
+        said = laptop("logs", last, "--follow")
+        assert "stages done" in said and "succeeded" in laptop("status", last)
         fetched(experiment, store)
+        for secret in (PLANTED, ceph.environment["AWS_SECRET_ACCESS_KEY"], machines.token):
+            assert machines.files_with(secret) == []
+            assert [path for path in experiment.storage.rglob("*") if path.is_file() and holds(path, secret)] == []
     account = experiment.account(STAGE)
     print(account.causes, [attempt.lost for attempt in account.attempts])
-    assert account.causes["preempted"] == 1
-    assert next(attempt.lost for attempt in account.attempts if attempt.cause == "preempted") <= 1
+    assert account.causes["preempted"] == 2, "the notice and the cancel"
+    assert all(attempt.lost <= 1 for attempt in account.attempts if attempt.cause == "preempted")
     assert_undisturbed(experiment, longer)

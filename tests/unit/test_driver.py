@@ -2,6 +2,7 @@
 
 import json
 import time
+from contextlib import contextmanager
 
 import pytest
 
@@ -336,19 +337,37 @@ def test_without_room_it_waits_and_tells_why_once(world, monkeypatch, delays):
     monkeypatch.setattr(driver, "TELL_S", 0.0)
     world.run()
     rooms, reasons = [1] * 9 + [2], ["held by others"] * 5 + ["a node left"] * 9
-    world.run(name="mlp_warmup", room=lambda resources: rooms.pop(0), waits=lambda resources: (reasons.pop(0), False))
+    world.run(name="mlp_warmup", room=lambda resources: rooms.pop(0), waits=lambda resources: reasons.pop(0))
     assert [task.workers for task in world.tasks[1:]] == [2]
     told = [message for name, message in world.events if name == "mlp_warmup"]
     assert told == ["queued: held by others", "queued: a node left"]
 
 
-def test_a_cluster_that_grows_on_demand_is_asked_for_the_fewest(world, monkeypatch, delays):
+def test_a_cluster_that_grows_on_demand_is_asked_for_the_most_and_no_longer_than_it_has_to(world, monkeypatch, delays):
+    """While a stage waits, and while it runs with fewer than it may have."""
     monkeypatch.setattr(driver, "TELL_S", 0.0)
+    monkeypatch.setattr(driver, "SETTLE_S", 0.0)
     world.experiment = load_spec(world.experiment.path, ["stages.mlp_warmup.resources.workers=[2,3]"])
     world.run()
-    world.run(name="mlp_warmup", room=lambda resources: 0, waits=lambda resources: ("no node; asked for more", True))
-    assert world.tasks[-1].workers == 2
-    assert ("mlp_warmup", "queued: no node; asked for more") in world.events
+    standing, rooms, seen = [], [0, 0, 2], []
+
+    @contextmanager
+    def wish(resources, workers):
+        standing.append(workers)
+        yield
+        standing.remove(workers)
+
+    def room(resources):
+        seen.append(list(standing))
+        return rooms.pop(0)
+
+    def trains(task):
+        seen.append(list(standing))
+        world.complete(task)
+
+    world.run(trains, name="mlp_warmup", room=room, wish=wish)
+    assert world.tasks[-1].workers == 2 and standing == []
+    assert seen == [[], [3], [3], [1]]
 
 
 def test_asked_to_stop_between_two_attempts_no_other_one_starts(world, monkeypatch):
