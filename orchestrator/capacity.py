@@ -53,23 +53,29 @@ class Capacity:
             return 0
 
     @contextmanager
-    def wish(self, resources: Resources, workers: int) -> Iterator[None]:
-        """Within it the cluster is asked for so many workers more; nothing where it starts no machines by itself."""
-        wish = self._make(resources, workers) if self._grows and workers > 0 else None
+    def wish(self, resources: Resources, together: int, more: int) -> Iterator[None]:
+        """Within it the cluster is asked for `together` workers at once, and for each of `more` by itself, as far as it
+        may start machines for them: an autoscaler passes over a group that never fits as a whole."""
+        wishes: list[Any] = []
+        if self._grows:
+            come = fitting(resources, [machine for machine in self.machines() if not machine.there])
+            sizes = [together] * (together > 0) + [1] * min(more, come)
+            wishes = [self._make(resources, workers) for workers in sizes if come]
         try:
             yield
         finally:
             with self._lock:
-                if wish in self._wishes:
-                    self._drop(wish)
+                for wish in wishes:
+                    if wish in self._wishes:
+                        self._drop(wish)
 
     def _make(self, resources: Resources, workers: int) -> Any:
         from ray.util import placement_group
 
         bundle = {what: amount for what, amount in each(resources).items() if amount > 0}
-        selectors = [resources.selector] * workers if resources.selector else None
+        selectors: Any = [resources.selector] * workers if resources.selector else None
         with self._lock:
-            self._wishes.append(placement_group([bundle] * workers, "PACK", bundle_label_selector=selectors))  # pyright: ignore[reportArgumentType]
+            self._wishes.append(placement_group([bundle] * workers, "PACK", bundle_label_selector=selectors))
             return self._wishes[-1]
 
     def _drop(self, wish: Any) -> None:

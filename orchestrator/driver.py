@@ -35,7 +35,7 @@ LOOK_S, LATE_LOOK_S = 0.05, 0.5  # between two looks for room, before and after 
 STORE_PATIENCE_S = 900.0  # of the driver with a store that is away: nobody is served by its giving up sooner
 
 
-Wish = Callable[[Resources, int], AbstractContextManager[None]]
+Wish = Callable[[Resources, int, int], AbstractContextManager[None]]
 
 
 class StageFailed(Exception):
@@ -82,13 +82,14 @@ def run_stage(
     stop: Stop | None = None,
     room: Callable[[Resources], int] = lambda resources: resources.most,
     waits: Callable[[Resources], str] = lambda resources: "there is no room",
-    wish: Wish = lambda resources, workers: nullcontext(),
+    wish: Wish = lambda resources, together, more: nullcontext(),
 ) -> None:
     """Bring a stage to completion, or raise StageFailed. attempt(task, stopping): runs one (launch.run_attempt).
 
     events(stage, message): what a user should see. stop: the driver was asked to stop. room(resources): workers of this
-    size that fit on what is free now. waits(resources): why there is none for it. wish(resources, workers): within it
-    the cluster is asked for so many more. Where a living driver has the stage, waits for its result or its end.
+    size that fit on what is free now. waits(resources): why there is none for it. wish(resources, together, more):
+    within it the cluster is asked for so many workers at once, and for each of so many more by itself.
+    Where a living driver has the stage, waits for its result or its end.
     """
     name, stop, impatient = job.stage.name, stop or Stop(), store
     store = with_patience(store, STORE_PATIENCE_S)
@@ -139,7 +140,7 @@ def _attempts(
         try:
             more = params.resources.most - workers if job.stage.kind.trains else 0
             with (
-                wish(params.resources, more),
+                wish(params.resources, 0, more),
                 Attendant(store, job.prefix, token, workers, params.resources, stop, room),
             ):
                 attempt(task, stop.is_set)
@@ -194,10 +195,13 @@ def _size(
         while not stop.is_set():
             free, waited = room(resources), time.monotonic() - began
             if free >= resources.most or (free >= resources.least and waited >= SETTLE_S):
-                return min(free, resources.most)
+                workers = min(free, resources.most)
+                if told:
+                    events(name, f"there is room for {workers} workers")
+                return workers
             if waited >= TELL_S and waited - asked >= TELL_S:
                 if not asked:
-                    wishes.enter_context(wish(resources, resources.most))
+                    wishes.enter_context(wish(resources, resources.least, resources.most - resources.least))
                 asked = waited
                 reason = waits(resources)
                 if reason != told:

@@ -62,7 +62,7 @@ class DriverNote:
     def stopped(self) -> None:
         """All stages have saved and stopped, as was asked."""
         with self._lock:
-            self._note["stopped"] = True
+            self._note |= {"stopped": True, "queued": {}}
             self._write()
 
     def _write(self) -> None:
@@ -70,6 +70,12 @@ class DriverNote:
             self._store.put(_note(self._experiment), json.dumps(self._note).encode())
         except (OSError, StorageTransient, UserError) as error:  # no stage may fail for it
             log.warning("the note of this driver could not be stored: %s", error)
+
+
+def submitted_as() -> str | None:
+    """The id of the Ray job that this process is the driver of, however it was submitted."""
+    about = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")).get("metadata") or {}
+    return about.get("job_submission_id")
 
 
 def read_note(store: Store, experiment: str) -> dict[str, Any] | None:

@@ -25,6 +25,7 @@ DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 STOP_WAIT_S = 660  # that Ray gives a driver between SIGTERM and SIGKILL: it saves; Ray's own default is 3
 # SIGTERM reaches all that is below the driver, so nothing that trains may be (warmup.py)
 ENVIRONMENT = {"STAGELINE_FORK_SERVER": "0"}
+RECONNECT_S = 60.0  # for which a log that is followed may be out of reach
 AGENT_S = 30.0  # for a fresh head's agent to come up
 # they tell of every upload and connection
 CHATTY = (
@@ -63,7 +64,7 @@ class Jobs:
         """Whether the cluster answers without a token: whoever reaches it runs code on it."""
         import requests
 
-        return requests.get(f"{self.address}/api/jobs/", timeout=10).ok
+        return self._ask(lambda: requests.get(f"{self.address}/api/jobs/", timeout=10)).ok
 
     def here(self) -> bool:
         """Whether all its nodes are on this machine, whose folders they see then; a forwarded port looks alike."""
@@ -85,16 +86,26 @@ class Jobs:
         python: where it has Ray and what Stageline needs, on every node alike.
         """
         job = f"{experiment.name}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(2)}"
-        command = [python, "-m", "orchestrator.cli.main", "run", EXPERIMENT, *overrides, "--job", job]
+        command = [python, "-m", "orchestrator.cli.main", "run", EXPERIMENT, *overrides]
         command += ["--grace", f"{grace:g}"] + (["--base", str(base)] if base else [])
-        metadata = {"experiment": experiment.name, "storage": experiment.storage}
-        return self.start(job, command, experiment.path, metadata)
+        metadata = {"experiment": experiment.name, "storage": experiment.storage, "grace": f"{grace:g}"}
+        return self.start(job, command, experiment.path, metadata, grace)
 
-    def start(self, job: str, command: Sequence[str], experiment: Path | None, metadata: dict[str, str]) -> str:
-        """Any command on the head, with this project's code; the experiment lies beside it as EXPERIMENT."""
+    def start(
+        self,
+        job: str,
+        command: Sequence[str],
+        experiment: Path | None,
+        metadata: dict[str, str],
+        grace: float = 0.0,
+    ) -> str:
+        """Any command on the head, with this project's code; the experiment lies beside it as EXPERIMENT.
+
+        grace: seconds that it needs after SIGTERM beyond STOP_WAIT_S.
+        """
         with TemporaryDirectory(prefix="stageline-bundle-") as folder:
             make_bundle(experiment, Path(folder))
-            variables = ENVIRONMENT | {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S)}
+            variables = ENVIRONMENT | {"RAY_JOB_STOP_WAIT_TIME_S": str(int(grace) + STOP_WAIT_S)}
             environment = {"working_dir": folder, "env_vars": variables}
             entrypoint, until = shlex.join(command), time.monotonic() + AGENT_S
             while True:
@@ -104,8 +115,8 @@ class Jobs:
                             entrypoint=entrypoint, submission_id=job, runtime_env=environment, metadata=metadata
                         )
                     )
-                except RuntimeError as error:
-                    if "No available agent" not in str(error):
+                except UserError as error:
+                    if "No available agent" not in error.message:
                         raise
                     if time.monotonic() > until:
                         raise UserError(
@@ -143,14 +154,28 @@ class Jobs:
         return self._ask(lambda: self._client.get_job_logs(job))
 
     def follow(self, job: str) -> None:
-        """Print what it says until it ends; of a job that has ended, all of it."""
+        """Print what it says until it ends; of a job that has ended, all of it. A broken connection is made again."""
+        printed = 0
 
         async def tail() -> None:
+            nonlocal printed
+            seen = 0  # Ray begins at the beginning each time
             async for lines in self._client.tail_job_logs(job):
-                sys.stdout.write(lines)
+                sys.stdout.write(lines[max(0, printed - seen) :])
                 sys.stdout.flush()
+                seen += len(lines)
+                printed = max(printed, seen)
 
-        self._ask(lambda: asyncio.run(tail()))
+        lost: float | None = None
+        while True:
+            before = printed
+            try:
+                return self._ask(lambda: asyncio.run(tail()))
+            except UserError:
+                lost = time.monotonic() if lost is None or printed > before else lost
+                if time.monotonic() - lost > RECONNECT_S:
+                    raise
+                time.sleep(1.0)
 
     def stop(self, job: str) -> None:
         """SIGTERM to the driver, which saves and stops; SIGKILL after STOP_WAIT_S."""
@@ -166,20 +191,26 @@ class Jobs:
         return status
 
     def _ask(self, call: Callable[[], T]) -> T:
+        import aiohttp
         import requests
         from ray.exceptions import AuthenticationError
 
         try:
             return call()
         except AuthenticationError as error:
-            known = "has" if _token_known() else "needs"
-            what = "refuses this token" if known == "has" else "asks for a token"
+            what = "refuses this token" if _token_known() else "asks for a token"
             raise UserError(f"the cluster at {self.address} {what}", where="--address", remedy=TOKEN_REMEDY) from error
-        except (ConnectionError, requests.RequestException) as error:
+        except (ConnectionError, requests.RequestException, aiohttp.ClientError) as error:
             raise UserError(
                 f"no Ray dashboard answers at {self.address}", where="--address",
                 remedy="start the cluster with its dashboard (ray start --head), forward the port of its head "
                 "(kubectl port-forward, ray dashboard, ssh -L), or correct the address",
+            ) from error  # fmt: skip
+        except RuntimeError as error:  # Ray's own, for every other answer
+            said = str(error).strip().splitlines() or [repr(error)]
+            raise UserError(
+                f"{self.address} answers: {said[0][:300]}", where="--address",
+                remedy="is it the dashboard of a Ray cluster, and of the same version? ray.log on its head says more",
             ) from error  # fmt: skip
 
 

@@ -59,8 +59,10 @@ def fits(resources: Resources, beside: Iterable[Resources], machines: Sequence[M
 
     def place(wanted: Resources, workers: int) -> int:
         """How many of them found no machine."""
-        one = each(wanted)
-        for machine, used in zip(machines, taken):
+        one, pairs = each(wanted), list(zip(machines, taken))
+        if not wanted.gpus:  # as Ray does, work without a GPU goes to machines without one first
+            pairs.sort(key=lambda its: its[0].room.get("GPU", 0) > 0)
+        for machine, used in pairs:
             while workers and allows(machine.labels, wanted.selector) and all(
                 used[what] + one[what] <= machine.room.get(what, 0.0) + EPSILON for what in NAMES
             ):  # fmt: skip

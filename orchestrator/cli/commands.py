@@ -93,10 +93,12 @@ def status(options: argparse.Namespace) -> int:
     bill = Bill(cluster) if cluster else None
     for title in (*titles, *(("cost",) if bill else ()), "last failure"):
         table.add_column(title, overflow="fold")
-    accounts = {}
+    accounts, queued = {}, set()
     for name, stage in experiment.stages.items():
         if name not in known:
-            table.add_row(name, stage.kind_name, "queued" if name in note["queued"] else "not run yet")
+            if name in note["queued"]:
+                queued.add(name)
+            table.add_row(name, stage.kind_name, "queued" if name in queued else "not run yet")
             continue
         prefix = stage_prefix(stage.kind.base, known[name]["fingerprint"])
         entries = Ledger(store, prefix).entries()
@@ -106,6 +108,7 @@ def status(options: argparse.Namespace) -> int:
         status = word(state)
         if status == "claimed" and name in note["queued"]:
             status = "queued"
+            queued.add(name)
         goodput = sums.goodput(time.time() if status in ("claimed", "queued", "running") else None)
         if stage.kind.trains:
             accounts[prefix] = sums  # names that share a result count once
@@ -137,7 +140,8 @@ def status(options: argparse.Namespace) -> int:
     for line in bill_lines(bill) if bill else ():
         console.print(line)
     for name, reason in note["queued"].items():
-        console.print(f"{name} is queued: {reason}", markup=False)
+        if name in queued:
+            console.print(f"{name} is queued: {reason}", markup=False)
     if note.get("job"):
         console.print(f"submitted as {note['job']}", markup=False)
     for name, url in note["links"].items():

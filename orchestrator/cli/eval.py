@@ -51,7 +51,7 @@ def evaluate(options: argparse.Namespace) -> int:
     _write(path, yaml.safe_dump(experiment, sort_keys=False, allow_unicode=True))
     print(f"{path}: what is run; edit it and use stageline run for more")
     options.experiment, options.overrides, options.grace = str(path), [], 0.0
-    options.base = options.job = None
+    options.base = None
     return run(options)
 
 

@@ -5,6 +5,7 @@ one that runs already is not started twice.
 """
 
 import argparse
+import sys
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,6 +21,7 @@ from orchestrator.portable import local_paths
 from orchestrator.spec import Experiment, load_spec
 from orchestrator.store import Store, open_store
 
+KILL_S = 30.0  # for Ray to end by force what does not end
 CANCEL_S = 120.0  # beyond the grace, for the last save of all stages before the driver is told by SIGTERM too
 
 
@@ -57,10 +59,15 @@ def submit(options: argparse.Namespace) -> int:
 
 def follow(jobs: Jobs, job: str) -> int:
     """Its output until it ends. Exit code 0 only where the job succeeded."""
-    jobs.follow(job)
+    try:
+        jobs.follow(job)
+    except KeyboardInterrupt:
+        print(f"\n{job} runs on; stageline cancel {job} ends it", file=sys.stderr)
+        return 130
     status = jobs.wait(job, 10.0)
     if status != "SUCCEEDED":
-        print(f"stageline: {job}: {status.lower()}: {jobs.info(job).message or 'no message'}")
+        said = (jobs.info(job).message or "").strip().splitlines()
+        print(f"stageline: {job}: {status.lower()}" + (f": {said[0]}" if said else ""))
     return 0 if status == "SUCCEEDED" else 1
 
 
@@ -125,14 +132,16 @@ def cancel(options: argparse.Namespace) -> int:
         return 0
     about = job.metadata or {}
     try:
+        if "storage" not in about or "experiment" not in about:
+            raise UserError("it is no experiment that stageline submitted")
         store = open_store(about["storage"])
         ask_job_to_stop(store, about["experiment"], options.job, options.grace, "cancelled by stageline cancel")
         print(f"asked all stages to save and stop within {options.grace:g} s", flush=True)
         _wait_until_stopped(store, about["experiment"], jobs, options.job, options.grace + CANCEL_S)
-    except (KeyError, UserError, StorageTransient) as error:
-        print(f"its storage cannot be reached from here ({error}); telling the driver alone", flush=True)
+    except (UserError, StorageTransient) as error:
+        print(f"no stage can be asked through storage ({error}); telling the driver alone", flush=True)
     jobs.stop(options.job)
-    status = jobs.wait(options.job, STOP_WAIT_S)
+    status = jobs.wait(options.job, float(about.get("grace", 0)) + STOP_WAIT_S + KILL_S)
     if status in RUNNING:
         raise UserError(f"{options.job} still runs", where=jobs.address, remedy="cancel it again, or `ray job stop` it")
     print(f"{options.job}: {status.lower()}; stageline submit goes on from the last checkpoints")

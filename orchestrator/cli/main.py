@@ -41,7 +41,6 @@ def parser() -> argparse.ArgumentParser:
     text = "seconds that running stages may train on after SIGTERM or Ctrl-C, before they save and stop (default 0)"
     sub.add_argument("--grace", type=float, default=0.0, metavar="SECONDS", help=text)
     sub.add_argument("--base", metavar="DIR", help="that relative paths in the file count from (default: its folder)")
-    sub.add_argument("--job", metavar="ID", help="under which it was submitted; set by submit")
     cluster = "the dashboard of the cluster's head (default: RAY_API_SERVER_ADDRESS, else http://127.0.0.1:8265)"
     sub = verb("submit", jobs.submit, "run it on a Ray cluster: a driver on its head; again: goes on where it was")
     sub.add_argument("overrides", nargs="*", help=overrides)
@@ -132,6 +131,19 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Options and settings in any order, where argparse takes no setting after the first option."""
+    top = parser()
+    options, rest = top.parse_known_args(arguments)
+    if rest and (not hasattr(options, "overrides") or any(text.startswith("-") for text in rest)):
+        top.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest and options.verb == "logs" and options.stage is None:
+        options.stage = rest.pop(0)
+    if rest:
+        options.overrides = [*options.overrides, *rest]
+    return options
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Exit code: 0 done, 1 our bug or a lost machine, 2 the user's to mend, 130 interrupted."""
     with installed():
@@ -140,7 +152,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _main(arguments: list[str] | None) -> int:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # the verbs show their own progress
-    options = parser().parse_args(arguments)
+    options = parse(arguments)
     try:
         return options.function(options)
     except UserError as error:

@@ -19,7 +19,7 @@ from rich.table import Table
 from modeling.errors import UserError
 from orchestrator.address import redact
 from orchestrator.cli.watch import Watch, console_for_output, duration, tell
-from orchestrator.drivernote import QUEUED, DriverNote
+from orchestrator.drivernote import QUEUED, DriverNote, submitted_as
 from orchestrator.fingerprint import Identity
 from orchestrator.ledger import Ledger
 from orchestrator.plan import StagePlan, plan_experiment, read_mappings, record_mapping
@@ -106,21 +106,27 @@ def _run_rest(
     stop.in_s = options.grace
 
     def on_signal(number, _frame):
-        if stop.is_set() or not running.is_set():
+        if leaving.is_set() or not running.is_set():
             raise KeyboardInterrupt
-        stop.reason = f"the driver got {signal.Signals(number).name}"
-        stop.set()
+        leaving.set()
+        if not stop.is_set():  # by a request through storage
+            stop.reason = f"the driver got {signal.Signals(number).name}"
+            stop.set()
         os.write(2, b"\nstageline: the running stages save and stop; again to leave at once\n")
         leave_in(options.grace + LEAVE_S)
 
     def leave_in(seconds: float) -> None:
-        threading.Timer(seconds, lambda: os.kill(os.getpid(), signal.SIGTERM)).start()
+        def leave() -> None:
+            leaving.set()
+            os.kill(os.getpid(), signal.SIGTERM)
+
+        threading.Timer(seconds, leave).start()
 
     def take_signals() -> None:
         signal.signal(signal.SIGTERM, on_signal)
         signal.signal(signal.SIGINT, on_signal)
 
-    running = threading.Event()
+    running, leaving = threading.Event(), threading.Event()  # leaving: the next signal ends the process at once
     take_signals()
     try:
         address = options.address or os.environ.get("RAY_ADDRESS")
@@ -129,7 +135,7 @@ def _run_rest(
         watch = Watch(store, {name: item.prefix for name, item in by_name.items()}, console)
         capacity = Capacity(experiment.cluster if address else None)
         told: dict[str, str] = {}
-        note = DriverNote(store, experiment.name, options.job, links(experiment.name))
+        note = DriverNote(store, experiment.name, submitted_as(), links(experiment.name))
 
         def event(name: str, message: str) -> None:
             watch.event(name, message)
@@ -140,6 +146,7 @@ def _run_rest(
             assert identity is not None and item.fingerprint is not None, "unknown stages are refused above"
             parents = {need: by_name[need].prefix for need in stage.params.needs}
             job = Job(experiment, stage, identity, item.fingerprint, item.prefix, parents)
+            note.event(name, "starts")
             meters = Meters(store, item.prefix, experiment.name, name, stage.kind_name)
             with meters, tracking.following(name, identity):
                 run_stage(store, job, run_attempt, event, stop, capacity.room, capacity.waits, capacity.wish)
@@ -171,6 +178,8 @@ def _run_rest(
         if others:
             _tell_failures(experiment, others, by_name)
         if note.asked:
+            tracking.close()  # SIGTERM reaches what is below this process, too
+            leaving.set()
             note.stopped()
             time.sleep(STOPPED_S)  # whoever asked has Ray stop the job, which then counts as stopped, not as failed
         raise KeyboardInterrupt

@@ -7,6 +7,10 @@ import pytest
 from harness import PATIENCE_S
 from nodes import Nodes
 
+from cluster.shape import ClusterParams
+from orchestrator.capacity import Capacity
+from stages.params import Resources
+
 SHORT = ("stages.full_finetune.steps=6", "stages.full_finetune.schedule.warmup=2")
 REFUSED_S = 60.0  # on a busy machine; 10 s on an idle one, most of it imports and the connection
 
@@ -68,3 +72,37 @@ def test_a_full_cluster_is_waited_for_with_the_reason_shown(nodes, before_finetu
     assert driver.wait() == 0
     assert len(before_finetune.account("full_finetune").attempts) == 1
     assert "queued" not in before_finetune.without_ray("status", *SHORT).stdout
+
+
+def test_a_growing_cluster_hears_of_a_wish_which_holds_nothing(nodes, others):
+    """Ray's autoscaler reads this list; once Ray can place what was wished for it is let go, so that it is free."""
+    from ray.core.generated.autoscaler_pb2 import GetClusterResourceStateReply
+
+    from cluster.gcs import Gcs
+
+    def pending() -> int:
+        answer = Gcs.of_this_process()._client.get_cluster_resource_state(timeout_s=5)
+        return len(
+            GetClusterResourceStateReply.FromString(answer).cluster_resource_state.pending_gang_resource_requests
+        )
+
+    two, grows = Resources(workers=2), ClusterParams.model_validate({"nodes": {"more": {"cpus": 1, "max": 2}}})
+    with Capacity(None).wish(two, 2, 0):
+        assert pending() == 0, "a cluster that starts nothing by itself is asked nothing"
+    capacity = Capacity(grows)
+    assert len([machine for machine in capacity.machines() if not machine.there]) == 2
+    with capacity.wish(two, 2, 9):
+        until(lambda: pending() == 3, "the autoscaler sees two at once, and one more for each machine that may come")
+        assert capacity.room(two) == 0 and "the cluster is asked to start more" in capacity.waits(two)
+        others()
+        until(lambda: capacity.room(two) == 2, "what it was given is free again")
+    with capacity.wish(two, 3, 0):
+        until(lambda: pending() == 1, "three are more than there is room for")
+    until(lambda: pending() == 0, "nobody wishes any more")
+
+
+def until(holds, what: str) -> None:
+    end = time.monotonic() + 60
+    while not holds():
+        assert time.monotonic() < end, what
+        time.sleep(0.1)

@@ -340,7 +340,7 @@ def test_without_room_it_waits_and_tells_why_once(world, monkeypatch, delays):
     world.run(name="mlp_warmup", room=lambda resources: rooms.pop(0), waits=lambda resources: reasons.pop(0))
     assert [task.workers for task in world.tasks[1:]] == [2]
     told = [message for name, message in world.events if name == "mlp_warmup"]
-    assert told == ["queued: held by others", "queued: a node left"]
+    assert told == ["queued: held by others", "queued: a node left", "there is room for 2 workers"]
 
 
 def test_a_cluster_that_grows_on_demand_is_asked_for_the_most_and_no_longer_than_it_has_to(world, monkeypatch, delays):
@@ -352,10 +352,10 @@ def test_a_cluster_that_grows_on_demand_is_asked_for_the_most_and_no_longer_than
     standing, rooms, seen = [], [0, 0, 2], []
 
     @contextmanager
-    def wish(resources, workers):
-        standing.append(workers)
+    def wish(resources, together, more):
+        standing.append((together, more))
         yield
-        standing.remove(workers)
+        standing.remove((together, more))
 
     def room(resources):
         seen.append(list(standing))
@@ -367,7 +367,7 @@ def test_a_cluster_that_grows_on_demand_is_asked_for_the_most_and_no_longer_than
 
     world.run(trains, name="mlp_warmup", room=room, wish=wish)
     assert world.tasks[-1].workers == 2 and standing == []
-    assert seen == [[], [3], [3], [1]]
+    assert seen == [[], [(2, 1)], [(2, 1)], [(0, 1)]]
 
 
 def test_asked_to_stop_between_two_attempts_no_other_one_starts(world, monkeypatch):

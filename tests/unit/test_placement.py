@@ -53,6 +53,12 @@ def test_a_worker_never_spans_machines_and_takes_none_with_other_labels():
     assert fits(resources(gpus=2), [resources(workers=2, gpus=2, accelerator="H100")], two)
 
 
+def test_work_without_a_gpu_leaves_the_gpus_free_whatever_the_order_of_the_machines():
+    machines = [Machine({"CPU": 16, "GPU": 8}), Machine({"CPU": 64})]
+    for order in (machines, machines[::-1]):
+        assert fits(resources(workers=8, gpus=1), [resources(workers=16)], order)
+
+
 def test_an_elastic_stage_beside_takes_what_there_is_for_it():
     assert not fits(resources(), [resources(workers=[1, 64])], [Machine({"CPU": 4})])
     assert fits(resources(gpus=1, cpus=1), [resources(workers=[1, 64])], [Machine({"CPU": 65, "GPU": 1})])

@@ -1,0 +1,147 @@
+"""What the Jobs API's client does of itself: addresses, tokens, three ways in which a request fails, broken logs."""
+
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from modeling.errors import UserError
+from orchestrator import jobs as module
+from orchestrator.cli.main import parse
+from orchestrator.jobs import Jobs, address_of
+
+
+@pytest.fixture
+def service(monkeypatch):
+    """serve(status): the address of one that answers everything with it."""
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    servers = []
+
+    def serve(status: int) -> str:
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self):
+                self.send_response(status)
+                self.end_headers()
+                self.wfile.write(b"no")
+
+            def log_message(self, *_):
+                pass
+
+        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        servers.append(server)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        return f"http://127.0.0.1:{server.server_address[1]}"
+
+    yield serve
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.mark.parametrize(
+    "option, variable, address",
+    [
+        (None, None, "http://127.0.0.1:8265"),
+        (None, "http://head:1", "http://head:1"),
+        ("head:8265", "http://other", "http://head:8265"),
+        ("https://ray.example.com/", None, "https://ray.example.com"),
+    ],
+)
+def test_the_address(monkeypatch, option, variable, address):
+    monkeypatch.delenv("RAY_API_SERVER_ADDRESS", raising=False)
+    if variable:
+        monkeypatch.setenv("RAY_API_SERVER_ADDRESS", variable)
+    assert address_of(option) == address
+
+
+def test_an_address_of_the_wrong_service_is_told():
+    with pytest.raises(UserError, match="no address of a Ray dashboard"):
+        address_of("ray://head:10001")
+
+
+@pytest.mark.parametrize(
+    "status, told",
+    [
+        (404, "answers: Version check returned 404"),
+        (401, "the cluster at .* (asks for a|refuses this) token → set RAY_AUTH_TOKEN"),
+        (403, "the cluster at .* (asks for a|refuses this) token"),
+        (500, "no Ray dashboard answers"),
+    ],
+)
+def test_a_service_that_does_not_answer_as_a_cluster_does(service, status, told):
+    with pytest.raises(UserError, match=told):
+        Jobs(service(status))
+
+
+def test_nobody_there(monkeypatch):
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    with pytest.raises(UserError, match=r"no Ray dashboard answers at http://127.0.0.1:9 → start the cluster"):
+        Jobs("http://127.0.0.1:9")
+
+
+def jobs_with(client: Any) -> Jobs:
+    jobs = Jobs.__new__(Jobs)
+    jobs.address, jobs._client = "http://head:8265", client
+    return jobs
+
+
+def test_a_log_whose_connection_breaks_goes_on_where_it_was(capsys, monkeypatch):
+    """Ray sends it from the beginning again."""
+    monkeypatch.setattr(module.time, "sleep", lambda seconds: None)
+    cuts = [2, 3, None]
+
+    async def tail(job):
+        cut = cuts.pop(0)
+        for number, line in enumerate(["one\n", "two\n", "three\n", "four\n"]):
+            if number == cut:
+                raise RuntimeError("WebSocket connection closed unexpectedly while job is still running")
+            yield line
+
+    jobs_with(SimpleNamespace(tail_job_logs=tail)).follow("x-1")
+    assert capsys.readouterr().out == "one\ntwo\nthree\nfour\n" and cuts == []
+
+
+def test_a_log_that_stays_out_of_reach_is_given_up(monkeypatch):
+    clock = iter(range(0, 10_000, 40))
+    monkeypatch.setattr(module.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(module.time, "monotonic", lambda: float(next(clock)))
+
+    async def tail(job):
+        raise RuntimeError("WebSocket connection closed unexpectedly")
+        yield
+
+    with pytest.raises(UserError, match="WebSocket connection closed"):
+        jobs_with(SimpleNamespace(tail_job_logs=tail)).follow("x-1")
+
+
+def test_a_running_experiment_is_found_by_name_and_storage():
+    def job(number: int, status: str, **about: str):
+        return SimpleNamespace(submission_id=f"x-{number}", status=status, metadata=about, start_time=number)
+
+    here = {"experiment": "x", "storage": "s3://b/x"}
+    known = [job(1, "FAILED", **here), job(2, "RUNNING", experiment="x", storage="s3://other"), job(3, "RUNNING")]
+    experiment: Any = SimpleNamespace(name="x", storage="s3://b/x")
+    assert jobs_with(SimpleNamespace(list_jobs=lambda: known)).running(experiment) is None
+    known.append(job(4, "PENDING", **here, grace="30"))
+    assert jobs_with(SimpleNamespace(list_jobs=lambda: known)).running(experiment) == "x-4"
+    assert [its.submission_id for its in jobs_with(SimpleNamespace(list_jobs=lambda: known)).list()] == [
+        "x-4",
+        "x-2",
+        "x-1",
+    ]
+    with pytest.raises(UserError, match=r"no job 'x-9' on .* \(there are: x-4, x-2, x-1\)"):
+        jobs_with(SimpleNamespace(list_jobs=lambda: known)).info("x-9")
+
+
+def test_settings_and_options_in_any_order():
+    options = parse(["logs", "e.yaml", "-f", "full_finetune"])
+    assert options.follow and options.stage == "full_finetune" and options.overrides == []
+    options = parse(["submit", "e.yaml", "--address", "http://head:8265", "a.b=1", "-f", "c=2"])
+    assert options.follow and options.overrides == ["a.b=1", "c=2"]
+    options = parse(["report", "e.yaml", "a=1", "--output", "r.html", "b=2"])
+    assert options.overrides == ["a=1", "b=2"]
+    for wrong in (["run", "e.yaml", "--no-such"], ["list", "e.yaml"], ["cancel", "x-1", "x-2"]):
+        with pytest.raises(SystemExit):
+            parse(wrong)
