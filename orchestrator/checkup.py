@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
 from cluster.facts import Facts
+from cluster.nodes import Place
 
 SKEW_REMARK_S, SKEW_PROBLEM_S = 1.0, 10.0  # ledgers carry times of several machines; none decides anything
 SHARED_BYTES = 2e9  # of /dev/shm: Ray's object store spills to disk where it is smaller than its share of memory
@@ -27,6 +28,9 @@ def problems(nodes: Sequence[Facts]) -> list[str]:
             found.append(f"{what} differs: {told} → {remedy} on all nodes")
         elif set(by_version) == {"not installed"}:
             found.append(f"{name} is not installed on any node → install what pyproject.toml lists")
+    broken = [node for node in nodes if node.torch and node.versions.get("torch") != "not installed"]
+    for reason, hosts in _grouped(broken, lambda node: node.torch).items():
+        found.append(f"torch cannot be imported on {hosts}: {reason} → install it anew there")
     for reason, hosts in _grouped(nodes, lambda node: node.storage).items():
         if reason:
             found.append(f"storage from {hosts}: {reason}")
@@ -62,6 +66,25 @@ def remarks(nodes: Sequence[Facts]) -> list[str]:
         told = "; ".join(f"{gpus} on {hosts}" for gpus, hosts in names.items())
         found.append(f"GPUs of several types: {told} → name one in `resources.accelerator`; the slowest sets the pace")
     return found
+
+
+def measurable(nodes: Sequence[tuple[Place, Facts]]) -> tuple[dict[str, list[Place]], list[str]]:
+    """({backend: the nodes whose all-reduce can be measured now}, why others are left out). A backend is named where a
+    node would train with it: GPU nodes train over NCCL, the others over gloo."""
+    groups: dict[str, list[Place]] = {}
+    left_out = []
+    for place, its in nodes:
+        what = "GPU" if place.total["GPU"] >= 1 else "CPU"
+        if not place.total[what] or its.torch:
+            continue  # a head that trains nothing; without torch it is a problem already
+        group = groups.setdefault("NCCL" if what == "GPU" else "gloo", [])
+        if place.free[what] < min(1.0, place.total[what]):
+            left_out.append(f"not measured on {its.host}: its {what}s are in use")
+        elif what == "GPU" and not its.gpus:
+            left_out.append(f"not measured on {its.host}: torch sees none of its GPUs")
+        else:
+            group.append(place)
+    return groups, left_out
 
 
 def skews(nodes: Sequence[Facts]) -> dict[str, float]:

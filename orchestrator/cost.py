@@ -7,11 +7,12 @@ What counts: a worker costs the price of its machine times the largest of its sh
 attempt begins to the newest entry that it wrote or, while it runs, to now. An attempt begins once there is room for its
 workers, so queueing costs nothing, but planning packs and waiting for a machine that is being started do count. Of
 an attempt whose driver was lost nobody knows how long it went on: it counts to its newest entry. The part of a machine
-that no stage occupies is charged to nobody. Wasted is the time of an attempt without its steps that survive, at its
-price: starts, lost steps, storing the result; of a stage that does not train, attempts that did not complete.
+that no stage occupies is charged to nobody; the head, which all share, costs while any attempt goes on. Wasted is the
+time of an attempt without its steps that survive, at its price: starts, lost steps, storing the result; of a stage that
+does not train, attempts that did not complete.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from cluster.shape import MARKET, NODE_TYPE, ClusterParams, NodeParams
@@ -55,10 +56,9 @@ def stage_costs(
 ) -> list[Cost]:  # fmt: skip
     """Of each attempt, in order. now: unix seconds where the last one still runs; None where none does."""
     out = []
-    for attempt in sums.attempts:
+    for attempt, (began, end) in zip(sums.attempts, spans(sums, now)):
         running = now is not None and attempt is sums.attempts[-1] and attempt.ended is None
-        end = max(now, attempt.heard) if running and now is not None else attempt.heard
-        seconds = max(0.0, end - attempt.began)
+        seconds = end - began
         hourly = _known(cluster, places.get(attempt.token)) if trains else _guessed(cluster, resources)
         if hourly is None:
             out.append(Cost(unknown=1))
@@ -66,6 +66,26 @@ def stage_costs(
             cost = hourly * seconds / HOUR
             out.append(Cost(cost, cost * _wasted(attempt, seconds, trains, running), at_most=not trains))
     return out
+
+
+def spans(sums: Account, now: float | None = None) -> list[tuple[float, float]]:
+    """(began, end) of each attempt, in unix seconds, as far as it counts. now: as in stage_costs()."""
+    out = []
+    for attempt in sums.attempts:
+        end = max(attempt.began, attempt.heard)
+        if now is not None and attempt is sums.attempts[-1] and attempt.ended is None:
+            end = max(end, now)
+        out.append((attempt.began, end))
+    return out
+
+
+def union_s(spans: Iterable[tuple[float, float]]) -> float:
+    """Seconds that lie in any of them."""
+    total, until = 0.0, float("-inf")
+    for began, end in sorted(spans):
+        total += max(0.0, end - max(began, until))
+        until = max(until, end)
+    return total
 
 
 def _wasted(attempt: Attempt, seconds: float, trains: bool, running: bool) -> float:
@@ -133,29 +153,29 @@ class Bill:
         self.cluster, self.currency = cluster, cluster.currency
         self.costs: list[Cost] = []
         self._seen: set[str] = set()
-        self._from, self._to = float("inf"), 0.0
+        self._spans: list[tuple[float, float]] = []
 
     def add(
         self, stage: Stage, sums: Account, prefix: str, places: Mapping[Token, Places], now: float | None = None
     ) -> list[Cost]:
         """As stage_costs(). prefix: the stage's folder in the store."""
         costs = stage_costs(self.cluster, stage.params.resources, stage.kind.trains, sums, places, now)
-        if prefix not in self._seen and sums.began is not None and sums.until is not None:
+        if prefix not in self._seen:
             self._seen.add(prefix)
             self.costs += costs
-            self._from, self._to = min(self._from, sums.began), max(self._to, sums.until, now or 0.0)
+            self._spans += spans(sums, now)
         return costs
 
     @property
     def head_s(self) -> float:
-        """Seconds from the first claim to the last entry of all stages, or to now where one runs."""
-        return max(0.0, self._to - self._from)
+        """Seconds in which an attempt of any stage went on. (What is reused may have been trained long before.)"""
+        return union_s(self._spans)
 
     @property
     def head(self) -> float | None:
-        """What the head cost in that time; None where it has no price, or nothing was ever claimed."""
+        """What the head cost in that time; None where it has no price, or nothing was ever tried."""
         price = self.cluster.head.price
-        return price * self.head_s / HOUR if price is not None and self._seen else None
+        return price * self.head_s / HOUR if price is not None and self._spans else None
 
 
 def money(amount: float, currency: str) -> str:

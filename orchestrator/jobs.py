@@ -17,14 +17,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
+from cluster import driverjob
 from modeling.errors import UserError
 from orchestrator.bundle import EXPERIMENT, make_bundle
 from orchestrator.spec import Experiment
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
-STOP_WAIT_S = 660  # that Ray gives a driver between SIGTERM and SIGKILL: it saves; Ray's own default is 3
-# SIGTERM reaches all that is below the driver, so nothing that trains may be (warmup.py)
-ENVIRONMENT = {"STAGELINE_FORK_SERVER": "0"}
 RECONNECT_S = 60.0  # for which a log that is followed may be out of reach
 AGENT_S = 30.0  # for a fresh head's agent to come up
 # they tell of every upload and connection
@@ -88,7 +86,7 @@ class Jobs:
         job = f"{experiment.name}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(2)}"
         command = [python, "-m", "orchestrator.cli.main", "run", EXPERIMENT, *overrides]
         command += ["--grace", f"{grace:g}"] + (["--base", str(base)] if base else [])
-        metadata = {"experiment": experiment.name, "storage": experiment.storage, "grace": f"{grace:g}"}
+        metadata = driverjob.metadata(experiment.name, experiment.storage, grace)
         return self.start(job, command, experiment.path, metadata, grace)
 
     def start(
@@ -101,12 +99,11 @@ class Jobs:
     ) -> str:
         """Any command on the head, with this project's code; the experiment lies beside it as EXPERIMENT.
 
-        grace: seconds that it needs after SIGTERM beyond STOP_WAIT_S.
+        grace: seconds that it needs after SIGTERM beyond driverjob.STOP_WAIT_S.
         """
         with TemporaryDirectory(prefix="stageline-bundle-") as folder:
             make_bundle(experiment, Path(folder))
-            variables = ENVIRONMENT | {"RAY_JOB_STOP_WAIT_TIME_S": str(int(grace) + STOP_WAIT_S)}
-            environment = {"working_dir": folder, "env_vars": variables}
+            environment = {"working_dir": folder, "env_vars": driverjob.environment(grace)}
             entrypoint, until = shlex.join(command), time.monotonic() + AGENT_S
             while True:
                 try:
@@ -178,7 +175,7 @@ class Jobs:
                 time.sleep(1.0)
 
     def stop(self, job: str) -> None:
-        """SIGTERM to the driver, which saves and stops; SIGKILL after STOP_WAIT_S."""
+        """SIGTERM to the driver, which saves and stops; SIGKILL after driverjob.STOP_WAIT_S."""
         self._ask(lambda: self._client.stop_job(job))
 
     def wait(self, job: str, patience_s: float) -> str:

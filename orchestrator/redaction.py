@@ -22,13 +22,18 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, quote_plus, unquote
 
+from modeling.errors import UserError
+
 HIDDEN = "***"
 LEAST = 8  # characters of a value that is taken for a secret: a shorter one is a switch or a word
 LEAST_LINE = 16  # of one line of a secret that has several, such as a PEM key
+OPAQUE = 16  # characters of a value that is no word of a text, whatever it is made of
 
 _NAME = re.compile(
     r"KEY(?!BOARD|RING)|SECRET|TOKEN(?!IZ)|PASSW|PASSPHRASE|CREDENTIAL|(^|_)(PWD|AUTH|COOKIE|SIGNATURE)$", re.I
 )
+# of those the names that say so beyond doubt: CACHE_KEY is none
+_CLEAR = re.compile(r"SECRET|TOKEN|PASSW|PASSPHRASE|CREDENTIAL|(API|ACCESS|PRIVATE|AUTH|ENCRYPTION)_?KEY", re.I)
 # variables named like that which hold no secret but where one lies, or how it is used
 _NO_SECRET = re.compile(r"^PWD$|(PATH|FILE|DIR|DIRECTORY|URL|URI|HOST|MODE|NAME|METHOD|TYPE|ENV|TIMEOUT|TTL)S?$", re.I)
 _USER = re.compile(r"(://)(?:[^/\s@'\"<>?#]{1,512}|[^/\s:@'\"<>]{1,256}:(?!\d{1,5}/)[^\s@'\"<>]{1,512})@")
@@ -43,6 +48,12 @@ _TOKENS = re.compile(
     r"|glpat-[\w-]{20,}|xox[abp]-[\w-]{20,}|AIza[\w-]{35}|sk-[\w-]{32,}|wandb_v\d_\w{32,})"
     r"|-----BEGIN [A-Z ]*PRIVATE KEY-----(?:.{0,10000}?-----END [A-Z ]*PRIVATE KEY-----)?", re.S,
 )  # fmt: skip
+# keys that a shell command sets (a variable of the shell is none) or gives to a program
+_COMMAND = re.compile(
+    r"\b[A-Z0-9_]*(SECRET|TOKEN|PASSWORD|API_KEY|ACCESS_KEY)[A-Z0-9_]*=(?!['\"]?([$<\s]|\.\.\.))"
+    r"|(?<![\w-])--([a-z]+-)*(token|password|passwd|secret|(api|access|secret)-?key)(=|\s+)"
+    r"(?!['\"]?([$<-]|\.\.\.))\S"
+)
 
 _remembered: set[str] = set()
 
@@ -82,13 +93,45 @@ def redact_all(value: Any) -> Any:
 
 
 def found_in(text: str) -> str:
-    """What kind of secret a text holds, in words that do not repeat it; "" where there is none."""
+    """What kind of secret a text holds, in words that do not repeat it; "" where there is none.
+
+    Asked before something is refused, so the value of a variable counts only where it is no plain word, which may stand
+    anywhere by chance, or where it is all of the text and the variable's name leaves no doubt.
+    """
     if redact_shapes(text) != text:
         return "a user name, password or key"
     for name, value in os.environ.items():
-        if not name.upper().endswith("ID") and _is_secret(name, value) and value in text:  # an id may be a plain word
-            return f"the value of the environment variable {name}"
+        if name.upper().endswith("ID") or not _is_secret(name, value):  # an id may be a plain word
+            continue
+        for part in {value.strip()} | _parts(value):
+            if part in text and (_no_word(name, part) or (part == text and _CLEAR.search(name))):
+                return f"the value of the environment variable {name}"
     return ""
+
+
+def _no_word(name: str, value: str) -> bool:
+    long, mixed = len(value) >= OPAQUE, bool(re.search(r"\d", value) and re.search(r"[A-Za-z]", value))
+    return long or mixed if _CLEAR.search(name) else long and mixed
+
+
+def check_text(text: str, where: str) -> None:
+    """Raises UserError where a text that is to be written elsewhere as it is, comments and commands included, holds a
+    secret; the message does not repeat it."""
+    what = found_in(text) or ("a key that a command is given" if _COMMAND.search(text) else "")
+    if what:
+        raise UserError(
+            f"holds {what}, and the file goes to the cluster as it is", where=where,
+            remedy="take it out, also of comments: nodes find such things in their environment",
+        )  # fmt: skip
+
+
+def check_file(path: Path) -> str:
+    """The text of an experiment file that holds no secret anywhere. Raises UserError with the line of the first one."""
+    text = path.read_text(encoding="utf-8")
+    for number, line in enumerate(text.splitlines(), 1):
+        check_text(line, f"{path}:{number}")
+    check_text(text, str(path))  # one of several lines
+    return text
 
 
 def sanitize(error: BaseException) -> BaseException:
@@ -107,6 +150,8 @@ def sanitize(error: BaseException) -> BaseException:
             if isinstance(value, str) and (clean := redact(value)) != value:
                 setattr(link, name, clean)
         link.args = tuple(_clean(value) for value in link.args)
+        if notes := getattr(link, "__notes__", None):
+            link.__notes__ = [_clean(note) for note in notes]
         failures = getattr(link, "worker_failures", None)
         others = [link.__cause__, link.__context__, getattr(link, "cause", None), *getattr(link, "exceptions", ())]
         others += list(failures.values()) if isinstance(failures, dict) else []

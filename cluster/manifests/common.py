@@ -26,9 +26,11 @@ _NAME = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?")
 
 @dataclass(frozen=True)
 class Launch:
-    """An experiment and the cluster that it asks for. file, text: of the YAML. overrides: of the command line."""
+    """An experiment and the cluster that it asks for. file, text: of the YAML. overrides: of the command line. storage:
+    its address, as the driver's metadata tell it."""
 
     name: str
+    storage: str
     file: str
     text: str
     overrides: tuple[str, ...]

@@ -6,12 +6,17 @@ the node, while a preStop hook keeps Ray's own container from being told before 
 
 Read in KubeRay 1.6 (ray-operator/controllers/ray/common/pod.go): `labels` of a group become `ray start --labels` and
 are what the autoscaler goes by; only the first container of a pod gets the operator's variables and token, so the
-sidecar names them itself; the head's service is the cluster's name with "-head-svc", cut to 50 characters.
+sidecar names them itself; the head's service is the cluster's name with "-head-svc", cut to 50 characters. A RayJob's
+`metadata` and `runtimeEnvYAML` go into the request to Ray's Jobs API as they are; without a `jobId` each attempt has an
+id of its own, which the driver reads from Ray.
 """
 
 import shlex
 from typing import Any
 
+import yaml
+
+from cluster import driverjob
 from cluster.manifests.common import FILE, IDLE_S, PORT, Launch, object_store, render, shared_memory, whole
 from cluster.shape import MARKET, HeadParams, NodeParams
 
@@ -44,6 +49,10 @@ A pod has {launch.cluster.grace:g} s to end (cluster.grace); a spot node of GKE 
     job = f"""{name}: cluster, driver and experiment in one, by `kubectl apply -f rayjob.yaml`.
 The cluster goes when the job has ended. backoffLimit starts it anew where the head was lost; two attempts may overlap
 (KubeRay issue 5211), which the ledger in storage fences: the older one commits nothing any more.
+Its driver is a Ray job like any that was submitted. With RAY_AUTH_TOKEN as in raycluster.yaml, and the head's port:
+
+  kubectl port-forward "$(kubectl get service -o name | grep {name}-.*-head-svc)" 8265 &
+  stageline list; stageline logs JOB -f; stageline cancel JOB    # saves first: `kubectl delete` may leave no time to
 {needs}"""
     cluster = f"""{name}: a cluster that stays, by `kubectl apply -f raycluster.yaml`. Then:
 
@@ -69,6 +78,8 @@ def _job(launch: Launch, name: str, cluster: dict[str, Any]) -> list[dict[str, A
     run = ["stageline", "run", f"{FOLDER}/{FILE}", *launch.overrides, "--address", "auto"]
     spec = {
         "entrypoint": shlex.join(run),
+        "metadata": driverjob.metadata(launch.name, launch.storage),
+        "runtimeEnvYAML": yaml.safe_dump({"env_vars": driverjob.environment()}),
         "submissionMode": "HTTPMode",  # by the operator: no pod more that could be on a spot machine
         "backoffLimit": 2,
         "shutdownAfterJobFinishes": True,

@@ -4,6 +4,7 @@ Invariant: what a stage asks for finds its machine, as every node type has its r
 autoscaler hands both to `ray start`). Ray's token comes from a file of the user's machine that `ray up` copies.
 """
 
+import json
 from typing import Any
 
 from cluster.manifests.common import ENV_FILE, IDLE_S, PORT, Launch, instance, object_store, render, whole
@@ -20,6 +21,21 @@ AWS_IMAGE = {
 GCP_IMAGE = {
     True: "projects/deeplearning-platform-release/global/images/family/common-cu128-ubuntu-2204-nvidia-570",
     False: "projects/ubuntu-os-cloud/global/images/family/ubuntu-2204-lts",
+}
+# Google's machines that bring GPUs, by the start of their names, and the GPUs that are added to an n1, by Ray's names.
+GCP_WITH_GPUS = ("a2-", "a3-", "a4-", "a4x-", "g2-", "g4-")
+GCP_ADDED = {
+    "T4": "nvidia-tesla-t4", "V100": "nvidia-tesla-v100", "P100": "nvidia-tesla-p100", "P4": "nvidia-tesla-p4",
+}  # fmt: skip
+# What Ray's role for the head lacks (ray/autoscaler/_private/aws/config.py: AmazonEC2FullAccess, AmazonS3FullAccess):
+# to give the role to workers, and to look up the image.
+ROLE = "ray-autoscaler-v1"
+POLICY = {
+    "Version": "2012-10-17",
+    "Statement": [
+        {"Effect": "Allow", "Action": "iam:PassRole", "Resource": f"arn:aws:iam::*:role/{ROLE}"},
+        {"Effect": "Allow", "Action": "ssm:GetParameters", "Resource": "arn:aws:ssm:*::parameter/aws/service/*"},
+    ],
 }
 HEAD = "head"
 ENVIRONMENT = {
@@ -44,14 +60,21 @@ def write(launch: Launch) -> dict[str, str]:
         raise UserError(f"'{HEAD}' is the name of the head's own type", where=f"{launch.file}: cluster.nodes.{HEAD}",
                         remedy="give the workers another name")  # fmt: skip
     roles = {
-        "aws": "Workers run with the role that Ray makes for the head (ray-autoscaler-v1), which may read and write S3."
-        f"\nKeys of AWS in {ENV_FILE} are not used: the autoscaler on the head would start machines with them.",
+        "aws": f"All machines have the role that the first `ray up` makes, {ROLE}, which may start machines and use\n"
+        "S3. To start workers it needs the rights above, given once; without them none comes. Keys of AWS in\n"
+        f"{ENV_FILE} are not used: the autoscaler on the head would start machines with them.",
         "gcp": f"S3 keys (HMAC keys of a bucket of Google's, with AWS_ENDPOINT_URL) belong into {ENV_FILE} too.",
+    }
+    rights = {
+        "aws": f"""
+  aws iam put-role-policy --role-name {ROLE} --policy-name stageline --policy-document \\
+    '{json.dumps(POLICY)}'""",
+        "gcp": "",
     }
     comment = f"""{launch.name}: a cluster on {cluster.provider.upper()}.
 
   (umask 077; echo "RAY_AUTH_TOKEN=$(openssl rand -hex 32)" > ~/{ENV_FILE})   # once
-  ray up ray-up.yaml
+  ray up ray-up.yaml{rights[cluster.provider]}
   ray dashboard ray-up.yaml &                     # the head's port 8265 on this machine
   set -a; . ~/{ENV_FILE}; set +a
   stageline submit {launch.file} --address http://127.0.0.1:8265
@@ -131,7 +154,9 @@ def _head(launch: Launch) -> dict[str, Any]:
 def _workers(launch: Launch, name: str, node: NodeParams) -> dict[str, Any]:
     config = _machine(launch, instance(launch, name), bool(node.gpus), node.spot)
     if launch.cluster.provider == "aws":
-        config["IamInstanceProfile"] = {"Name": "ray-autoscaler-v1"}
+        config["IamInstanceProfile"] = {"Name": ROLE}
+    elif node.gpus:
+        config |= _added_gpus(launch, name, node)
     return {
         "resources": {"CPU": whole(node.cpus), "GPU": node.gpus, "object_store_memory": object_store(node)},
         "labels": node.labels(name),
@@ -140,6 +165,23 @@ def _workers(launch: Launch, name: str, node: NodeParams) -> dict[str, Any]:
         "min_workers": node.min,
         "max_workers": node.max,
     }
+
+
+def _added_gpus(launch: Launch, name: str, node: NodeParams) -> dict[str, Any]:
+    """Of Google's: empty for a machine that comes with its GPUs. Raises UserError for one that cannot have them."""
+    machine = instance(launch, name)
+    if machine.startswith(GCP_WITH_GPUS):
+        return {}
+    if machine.startswith("n1-") and node.accelerator in GCP_ADDED:
+        return {"guestAccelerators": [
+            {"acceleratorType": GCP_ADDED[node.accelerator], "acceleratorCount": node.gpus}
+        ]}  # fmt: skip
+    raise UserError(
+        f"Google Cloud has no {machine} with {node.accelerator or 'GPUs of an unknown type'}",
+        where=f"{launch.file}: cluster.nodes.{name}",
+        remedy=f"take a machine that brings its GPUs ({', '.join(f'{start}*' for start in GCP_WITH_GPUS)}), "
+        f"or n1-* with accelerator {', '.join(GCP_ADDED)}",
+    )
 
 
 def _machine(launch: Launch, name: str, gpus: bool, spot: bool) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.monitoring.panels import ROWS, Panel
+from cluster.monitoring.prometheus import duration
 
 UID = "stageline"
 SOURCE_UID = "stageline-prometheus"
@@ -88,7 +89,7 @@ def data_source(prometheus: str, interval_s: float) -> dict[str, Any]:
     """Grafana's provisioning/datasources. The name is that which the Ray dashboard asks for (RAY_PROMETHEUS_NAME)."""
     source = {
         "name": "Prometheus", "uid": SOURCE_UID, "type": "prometheus", "access": "proxy", "url": prometheus,
-        "isDefault": True, "jsonData": {"timeInterval": f"{interval_s:g}s", "httpMethod": "POST"},
+        "isDefault": True, "jsonData": {"timeInterval": duration(interval_s), "httpMethod": "POST"},
     }  # fmt: skip
     return {"apiVersion": 1, "datasources": [source]}
 

@@ -20,12 +20,18 @@ POD_REMARK = """\
 """
 
 
+def duration(seconds: float) -> str:
+    """As Prometheus, its operator and Grafana all read it: whole seconds, else milliseconds. They take no fractions."""
+    milliseconds = round(seconds * 1000)
+    return f"{milliseconds // 1000}s" if milliseconds % 1000 == 0 else f"{milliseconds}ms"
+
+
 def configuration(head: str, interval_s: float, token_file: str | None = None) -> dict[str, Any]:
     """prometheus.yml. head: http://host:port of the Ray dashboard. token_file: with the cluster's token."""
-    discovery: dict[str, Any] = {"url": f"{head}/api/prometheus/sd", "refresh_interval": f"{max(interval_s, 5):g}s"}
+    discovery: dict[str, Any] = {"url": f"{head}/api/prometheus/sd", "refresh_interval": duration(max(interval_s, 5))}
     if token_file:
         discovery["authorization"] = {"type": "Bearer", "credentials_file": token_file}
-    interval = f"{interval_s:g}s"
+    interval = duration(interval_s)
     return {
         "global": {"scrape_interval": interval, "scrape_timeout": interval, "evaluation_interval": interval},
         "scrape_configs": [{"job_name": "ray", "http_sd_configs": [discovery]}],
@@ -34,7 +40,7 @@ def configuration(head: str, interval_s: float, token_file: str | None = None) -
 
 def pod_monitor(interval_s: float) -> dict[str, Any]:
     """The head's and the workers' pods, by the labels and the name of the port that KubeRay gives them."""
-    endpoints = [{"port": port, "interval": f"{interval_s:g}s"} for port in ("metrics", "as-metrics", "dash-metrics")]
+    endpoints = [{"port": port, "interval": duration(interval_s)} for port in ("metrics", "as-metrics", "dash-metrics")]
     return {
         "apiVersion": "monitoring.coreos.com/v1",
         "kind": "PodMonitor",

@@ -7,27 +7,30 @@ import argparse
 import logging
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
 
+from rich.console import Console
 from rich.table import Table
 
-from cluster.facts import Facts, Peer, facts
+from cluster import survey
+from cluster.allreduce import measure
+from cluster.facts import Facts, clock, facts
+from cluster.nodes import Place, places
+from cluster.survey import Silent
 from modeling.errors import UserError
 from orchestrator.bundle import EXPERIMENT
-from orchestrator.checkup import problems, remarks
+from orchestrator.capacity import Capacity
+from orchestrator.checkup import measurable, problems, remarks
 from orchestrator.cli.jobs import follow
 from orchestrator.cli.watch import console_for_output
-from orchestrator.errors import StorageTransient
 from orchestrator.jobs import Jobs, address_of
+from orchestrator.onestorage import not_shared, storage_problem
+from orchestrator.scheduler import check_demand
 from orchestrator.spec import Experiment, load_spec
 
-ANSWER_S = 120.0  # for a node: a worker process has to start there
-MEASURE_S = 180.0
 CLOCK_LOOKS = 3
-
-T = TypeVar("T")
+NETWORK_REMEDY = "open all ports between them; GLOO_SOCKET_IFNAME or NCCL_SOCKET_IFNAME names the network card"
 
 
 def arguments(sub: argparse.ArgumentParser) -> None:
@@ -60,119 +63,120 @@ def run(options: argparse.Namespace) -> int:
 def _look(experiment: Experiment | None, megabytes: int) -> int:
     import ray
 
-    from cluster.nodes import places
-    from orchestrator.capacity import Capacity
-    from orchestrator.scheduler import check_demand
-
     try:
         ray.init(address="auto", log_to_driver=False, logging_level=logging.ERROR)
     except ConnectionError as error:
         raise UserError("no Ray cluster runs on this machine", where="--here",
                         remedy="leave --here out and give --address of the head's dashboard") from error  # fmt: skip
-    console = console_for_output()
     try:
         there = places()
-        found = [_facts(place, experiment) for place in there]
-        table = Table(box=None, pad_edge=False)
-        for title in (
-            "node",
-            "address",
-            "CPUs",
-            "GPUs",
-            "python",
-            "ray",
-            "torch",
-            "code",
-            "/dev/shm",
-            "clock",
-            "storage",
-        ):
-            table.add_column(title, overflow="fold")
-        for place, its in zip(there, found):
-            gpus = f"{place.total['GPU']:g}" + (f" {its.gpus[0]}" if its.gpus else "")
-            storage = "" if experiment is None else "fit" if not its.storage else "see below"
-            table.add_row(
-                its.host + (" (head)" if place.head else ""), its.address, f"{place.total['CPU']:g}", gpus,
-                *(its.versions[name] for name in ("python", "ray", "torch", "stageline")),
-                f"{its.shared / 1e9:.1f} GB", f"{its.time:+.2f} s", storage,
-            )  # fmt: skip
-        console.print(table)
-        workers = [place for place in there if place.total["CPU"] > 0 or place.total["GPU"] > 0]
-        told = list(problems(found))
-        try:
-            console.print(_bandwidth(workers, megabytes), markup=False)
-        except Exception as error:  # told as what it is: the nodes cannot train together
-            remedy = "open all ports between them; GLOO_SOCKET_IFNAME or NCCL_SOCKET_IFNAME names the network card"
-            told.append(f"an all-reduce between the nodes fails: {str(error).strip().splitlines()[-1]} → {remedy}")
-        if experiment is not None:
-            try:
-                check_demand(experiment, experiment.stages, Capacity(experiment.cluster).machines())
-            except UserError as error:
-                told.append(str(error))
-        for text in told:
-            console.print(f"problem: {text}", markup=False)
-        for text in remarks(found):
-            console.print(f"remark: {text}", markup=False)
-        console.print(f"{len(found)} nodes, {len(told)} problems")
-        return 2 if told else 0
+        names = {node["NodeID"]: node["NodeManagerHostname"] for node in ray.nodes()}
+        return _report(there, names, experiment, megabytes, console_for_output())
     finally:
         ray.shutdown()
 
 
-def _facts(place: Any, experiment: Experiment | None) -> Facts:
-    """Its `time` is what its clock shows beyond this machine's."""
-    its = _on(place.id, facts, place.address)
+def _report(
+    there: Sequence[Place], names: Mapping[str, str], experiment: Experiment | None, megabytes: int, console: Console
+) -> int:
+    """Prints what is found, node by node and of all together. names: hosts by node id. The exit code."""
+    answers = _facts(there, names, experiment)
+    told, found = [], []
+    for place in there:
+        its = answers[place.id]
+        if isinstance(its, Silent):
+            name = names.get(place.id, place.address)
+            told.append(f"{name} does not answer: {its.reason} → look at raylet.log there")
+        else:
+            found.append((place, its))
+    console.print(_table(there, answers, names, experiment is not None))
+    all_facts = [its for _, its in found]
+    told += problems(all_facts)
+    lines, failed, noted = _bandwidth(found, megabytes)
+    told += failed
+    for line in lines:
+        console.print(line, markup=False)
+    if experiment is not None:
+        try:
+            check_demand(experiment, experiment.stages, Capacity(experiment.cluster).machines())
+        except UserError as error:
+            told.append(str(error))
+        if len(there) == 1 and "://" not in experiment.storage:
+            noted.append("one node is there: whether others would see the folder of 'storage:' is not known")
+    for text in told:
+        console.print(f"problem: {text}", markup=False)
+    for text in remarks(all_facts) + noted:
+        console.print(f"remark: {text}", markup=False)
+    console.print(f"{len(there)} nodes, {len(told)} problems")
+    return 2 if told else 0
+
+
+def _facts(
+    there: Sequence[Place], names: Mapping[str, str], experiment: Experiment | None
+) -> dict[str, Facts | Silent]:
+    """By node id. `time` is what a clock shows beyond this machine's."""
+    answers = survey.each(there, _facts_of)
+    if experiment is None:
+        return answers
+    reasons: dict[str, str] = {}
+    answered = [node for node in there if isinstance(answers[node.id], Facts)]
+    stores = survey.each(answered, lambda node: survey.on(node.id, storage_problem, experiment.storage))
+    for node, its in stores.items():
+        reasons[node] = its.reason if isinstance(its, Silent) else its
+    reasons |= not_shared([node for node in answered if not reasons[node.id]], names, experiment.storage)
+    return {
+        node: replace(its, storage=reasons[node]) if isinstance(its, Facts) else its for node, its in answers.items()
+    }
+
+
+def _facts_of(place: Place) -> Facts:
+    its = survey.on(place.id, facts, place.address)
     looks = []
     for _ in range(CLOCK_LOOKS):
         before = time.time()
-        then, after = _on(place.id, _clock), time.time()
+        then, after = survey.on(place.id, clock), time.time()
         looks.append((after - before, then - (before + after) / 2))
-    skew = min(looks)[1]  # of the quickest answer
-    storage = _on(place.id, storage_problem, experiment.storage) if experiment else ""
-    return replace(its, time=skew, storage=storage, labels=place.labels)
+    return replace(its, time=min(looks)[1], labels=place.labels)  # of the quickest answer
 
 
-def _clock() -> float:
-    return time.time()
+def _table(
+    there: Sequence[Place], answers: Mapping[str, Facts | Silent], names: Mapping[str, str], storage: bool
+) -> Table:
+    table = Table(box=None, pad_edge=False)
+    titles = ("node", "address", "CPUs", "GPUs", "python", "ray", "torch", "code", "/dev/shm", "clock", "storage")
+    for title in titles:
+        table.add_column(title, overflow="fold")
+    for place in there:
+        its = answers[place.id]
+        host = names.get(place.id, place.address) + (" (head)" if place.head else "")
+        if isinstance(its, Silent):
+            table.add_row(host, place.address, f"{place.total['CPU']:g}", f"{place.total['GPU']:g}", "no answer")
+            continue
+        gpus = f"{place.total['GPU']:g}" + (f" {its.gpus[0]}" if its.gpus else "")
+        fit = "" if not storage else "fit" if not its.storage else "see below"
+        table.add_row(
+            host, its.address, f"{place.total['CPU']:g}", gpus,
+            *(its.versions[name] for name in ("python", "ray", "torch", "stageline")),
+            f"{its.shared / 1e9:.1f} GB", f"{its.time:+.2f} s", fit,
+        )  # fmt: skip
+    return table
 
 
-def storage_problem(storage: str) -> str:
-    """On a node: why the storage cannot serve a run from here, or an empty text."""
-    from orchestrator.probe import probe
-    from orchestrator.store import open_store
-
-    try:
-        probe(open_store(storage))
-        return ""
-    except (UserError, StorageTransient) as error:
-        return str(error)
-
-
-def _on(node: str, function: Callable[..., T], *arguments: Any) -> T:
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    there = NodeAffinitySchedulingStrategy(node, soft=False)
-    return ray.get(
-        ray.remote(num_cpus=0)(function).options(scheduling_strategy=there).remote(*arguments), timeout=ANSWER_S
-    )
-
-
-def _bandwidth(workers: list[Any], megabytes: int) -> str:
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    if len(workers) < 2:
-        return "all-reduce: one node that can work, nothing to measure"
-    gpus = all(place.total["GPU"] >= 1 for place in workers)
-    peers = [
-        ray.remote(num_cpus=0, num_gpus=int(gpus))(Peer)
-        .options(scheduling_strategy=NodeAffinitySchedulingStrategy(place.id, soft=False))
-        .remote(place.address, gpus)
-        for place in workers
-    ]
-    meet = ray.get(peers[0].rendezvous.remote(), timeout=ANSWER_S)
-    measured = [peer.all_reduce.remote(meet, rank, len(peers), megabytes) for rank, peer in enumerate(peers)]
-    speed = min(ray.get(measured, timeout=MEASURE_S))
-    name = "NCCL" if gpus else "gloo"
-    return f"all-reduce: {name}, {len(peers)} nodes, {megabytes} MiB: {speed / 1e9:.2f} GB/s bus bandwidth"
+def _bandwidth(found: Sequence[tuple[Place, Facts]], megabytes: int) -> tuple[list[str], list[str], list[str]]:
+    """(lines, problems, remarks) of an all-reduce between the nodes of each kind."""
+    groups, noted = measurable(found)
+    hosts = {place.id: its.host for place, its in found}
+    lines, failed = [], []
+    for backend, nodes in groups.items():
+        result = measure(nodes, backend == "NCCL", megabytes)
+        noted += [f"not measured on {hosts[node]}: {reason}" for node, reason in result.late.items()]
+        if result.error:
+            between = ", ".join(hosts[node.id] for node in nodes if node.id not in result.late)
+            failed.append(f"an all-reduce ({backend}) between {between} fails: {result.error} → {NETWORK_REMEDY}")
+        elif result.speed is None:
+            those = "1 node" if result.nodes == 1 else f"{result.nodes} nodes"
+            lines.append(f"all-reduce: {backend}, {those} to measure on: it takes two")
+        else:
+            speed = f"{result.speed / 1e9:.2f} GB/s bus bandwidth"
+            lines.append(f"all-reduce: {backend}, {result.nodes} nodes, {megabytes} MiB: {speed}")
+    return lines, failed, noted

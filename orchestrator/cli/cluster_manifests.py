@@ -5,19 +5,18 @@ where that does not hold nothing is written.
 """
 
 import argparse
-import re
 from pathlib import Path
 
 from cluster.manifests import kuberay, ray_up, skypilot
 from cluster.manifests.common import Launch, check
 from modeling.errors import UserError
+from orchestrator.cli.outputs import writing
 from orchestrator.placement import Machine, allows, asked, fits, may_come, shown
 from orchestrator.portable import local_paths
+from orchestrator.redaction import check_file, check_text
 from orchestrator.spec import Experiment, Stage, load_spec
 
 TARGETS = ("kuberay", "ray-up", "skypilot")
-# Keys in an address, and keys that a command sets for itself: the file is written into manifests as it is.
-_SECRET = re.compile(r"://[^/\s'\"]*@|\b[A-Z0-9_]*(SECRET|TOKEN|PASSWORD|API_KEY|ACCESS_KEY)[A-Z0-9_]*=(?![$\s])")
 
 
 def arguments(sub: argparse.ArgumentParser) -> None:
@@ -49,10 +48,11 @@ def run(options: argparse.Namespace) -> int:
                 raise
             left_out.append(f"{target} left out: {error}")
     folder = Path(options.output)
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, text in files.items():
-        (folder / name).write_text(text)
-        print(folder / name)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in files.items():
+            (folder / name).write_text(text)
+            print(folder / name)
     for line in left_out:
         print(line)
     return 0
@@ -63,21 +63,10 @@ def _launch(experiment: Experiment, overrides: list[str]) -> Launch:
         remedy = "add 'cluster:' with 'nodes:', the types of machine"
         raise UserError("no 'cluster:' section", where=str(experiment.path), remedy=remedy)
     path = experiment.path
-    text = path.read_text()
-    for number, line in enumerate(text.splitlines(), 1):
-        _refuse_secret(line, f"{path}:{number}")
+    text = check_file(path)
     for override in overrides:
-        _refuse_secret(override, f"override '{override.partition('=')[0]}=...'")
-    return Launch(experiment.name, path.name, text, tuple(overrides), experiment.cluster)
-
-
-def _refuse_secret(text: str, where: str) -> None:
-    if _SECRET.search(text):
-        raise UserError(
-            "holds a key or a password, and the file is written into the manifests",
-            where=where,
-            remedy="take it out: nodes get such things from cluster.secret, or from stageline.env",
-        )
+        check_text(override, f"override '{override.partition('=')[0]}=...'")
+    return Launch(experiment.name, experiment.storage, path.name, text, tuple(overrides), experiment.cluster)
 
 
 def _write(target: str, experiment: Experiment, launch: Launch) -> dict[str, str]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from cluster.monitoring.grafana import RAY_DASHBOARDS
 from cluster.monitoring.write import PROMETHEUS, PROVISIONING, write
 from modeling.errors import UserError
+from orchestrator.cli.outputs import writing
 
 ADDRESS = re.compile(r"https?://[^@/?#\s]+")
 RAY_GRAFANA, RAY_PROMETHEUS = "RAY_GRAFANA_HOST", "RAY_PROMETHEUS_HOST"
@@ -24,15 +25,15 @@ def arguments(sub: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     folder = Path(options.output)
-    if any(place.is_file() for place in (folder, *folder.parents)):
-        raise UserError("this is a file", where=f"--output {folder}", remedy="give a folder")
     if not 1 <= options.interval < math.inf:
         raise UserError("not a number of seconds from 1 on", where=f"--interval {options.interval}", remedy="give 10")
     head, prometheus, grafana = (_address(options, name) for name in ("head", "prometheus", "grafana"))
     token = Path(options.token_file).expanduser().absolute() if options.token_file else None
     if token and not token.is_file():
         raise UserError("no such file", where=f"--token-file {token}", remedy="give the file that holds Ray's token")
-    for path in write(folder, head, prometheus, options.interval, str(token) if token else None):
+    with writing(folder):
+        paths = write(folder, head, prometheus, options.interval, str(token) if token else None)
+    for path in paths:
         print(path)
     print(_next_steps(folder.absolute(), head, prometheus, grafana))
     return 0

@@ -12,6 +12,6 @@ def bill_lines(bill: Bill) -> list[str]:
         why = "; stages that do not train: their most workers, on the cheapest type that fits" if guessed else ""
         lines.append(f"cost of workers: {told(bill.costs, bill.currency)}{why}")
     if bill.head is not None:
-        when = f"{duration(bill.head_s)} from the first claim to the last entry"
+        when = f"{duration(bill.head_s)} in which stages ran"
         lines.append(f"cost of the head: {money(bill.head, bill.currency)}, {when}")
     return lines

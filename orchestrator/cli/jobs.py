@@ -12,11 +12,12 @@ from pathlib import Path
 
 from rich.table import Table
 
+from cluster.driverjob import STOP_WAIT_S
 from modeling.errors import UserError
 from orchestrator.cli.watch import console_for_output, duration
 from orchestrator.drivernote import ask_job_to_stop, read_note
 from orchestrator.errors import StorageTransient
-from orchestrator.jobs import RUNNING, STOP_WAIT_S, Jobs, address_of
+from orchestrator.jobs import RUNNING, Jobs, address_of
 from orchestrator.portable import local_paths
 from orchestrator.spec import Experiment, load_spec
 from orchestrator.store import Store, open_store

@@ -29,6 +29,7 @@ class Tracker(Protocol):
 
     name: str
     last: int  # the last step that is recorded, as far as is known
+    moved: str  # once it is open: where its files are, in a sentence, if not where they were asked for; else ""
 
     def open(self) -> None:
         """Begin or go on with the run, and learn `last`."""

@@ -162,6 +162,7 @@ class Follower:
         self._events, self._look_s, self._about, self._ours = events, look_s, about, ours
         self._ledger = Ledger(store, prefix)
         self._trackers: dict[int, Tracker] = {}  # that are open, by the place of their maker
+        self._current: set[int] = set()  # of them, which took all that the last look found
         self._again: dict[int, float] = {}  # when others are tried
         self._told: dict[str, str] = {}
         self._me = owner()
@@ -214,9 +215,13 @@ class Follower:
                     self._again[place] = time.monotonic() + RETRY_S
                     continue
                 self._trackers[place] = tracker
+                if tracker.moved:
+                    self._events(self.stage, tracker.moved)
             tracker = self._trackers[place]
             rows = self._rows(tracker.last)
-            self._attempt(tracker.name, lambda tracker=tracker, rows=rows: tracker.log(rows))
+            self._current.discard(place)
+            if self._attempt(tracker.name, lambda tracker=tracker, rows=rows: tracker.log(rows)):
+                self._current.add(place)
 
     def _is_ours(self) -> bool:
         """Whether this driver has the stage: another one tells its own trackers."""
@@ -237,7 +242,7 @@ class Follower:
 
     def _finish(self) -> None:
         done = self._ledger.state().completed is not None
-        whole = len(self._trackers) == len(self._makers)
+        whole = len(self._current) == len(self._makers)
         for tracker in self._trackers.values():
             whole = self._attempt(tracker.name, lambda tracker=tracker: tracker.finish(done)) and whole
         if done and whole:

@@ -18,14 +18,19 @@ class WandbParams(Params):
     )
     tags: tuple[str, ...] = Field(default=(), description="of every run")
     folder: str | None = Field(
-        default=None, description="where wandb makes its folder `wandb`; None: beside the experiment"
+        default=None,
+        description="where wandb makes its folder `wandb`; None: beside the experiment; as TensorBoard's in a job",
     )
 
 
 class TensorBoardParams(Params):
-    """`tracking.tensorboard:` — event files, in <folder>/<stage>/<run>."""
+    """`tracking.tensorboard:` — event files, in <folder>/<stage>/<run>; in storage too when a stage is over."""
 
-    folder: str = Field(default="tensorboard", description="beside the experiment unless absolute")
+    folder: str = Field(
+        default="tensorboard",
+        description="beside the experiment unless absolute; of a submitted job, and where it cannot be written, below "
+        "the folder for temporary files",
+    )
 
 
 class TrackingParams(Params):

@@ -5,8 +5,8 @@ each is there once. What is recorded is asked of wandb itself: the server online
 wandb's own reader once the process that wrote it has surely ended (wandb writes its file some 15 s late, and what it
 was only handed dies with the driver: the next one passes it on again). `<stage>/tracking/wandb.json` in storage,
 written before rows go out, says which folder that is and how far it can be, so that also one that was synced and
-removed in between repeats nothing. Folders are copied to `experiments/<name>/wandb/` in storage when a driver ends, or
-by the next one: a head's disk goes with the head.
+removed in between repeats nothing: a mark beside the folders tells that from a disk that was lost. Folders are copied
+to `experiments/<name>/wandb/` in storage when a driver ends, or by the next one: a head's disk goes with the head.
 
 wandb's own collecting is off: it would send the command line, the git remote with what is in its address, the packages
 and the output. An experiment that changes from offline to online in the middle has to sync its folders first.
@@ -15,7 +15,7 @@ and the output. An experiment that changes from offline to online in the middle 
 import importlib.util
 import json
 import os
-import socket
+import secrets
 import subprocess
 import sys
 import time
@@ -28,6 +28,7 @@ from orchestrator.redaction import remember
 from orchestrator.store import Missing
 from orchestrator.tracking.about import About
 from orchestrator.tracking.params import WandbParams
+from orchestrator.tracking.place import place
 from orchestrator.tracking.rows import numbers
 
 SETTLED_S = 3.0  # for which the file of another process has not changed: that process has ended
@@ -68,7 +69,7 @@ class WandbRun:
 
     def __init__(self, params: WandbParams, about: About):
         self.params, self.about = params, about
-        self.last = 0
+        self.last, self.moved = 0, ""
         self._run: Any = None
         self._record: dict[str, Any] = {}
 
@@ -80,9 +81,11 @@ class WandbRun:
         if offline and record:
             self.last = self._recorded(record)
         settings = wandb.Settings(**QUIET)
-        Path(self.params.folder or ".").mkdir(parents=True, exist_ok=True)
+        folder = place(self.params.folder or ".", about.experiment)
+        if folder != Path(self.params.folder or "."):
+            self.moved = f"wandb's folders are in {folder / 'wandb'}" + (", and in storage later" if offline else "")
         self._run = wandb.init(
-            project=self.params.project, entity=self.params.entity, mode=self.params.mode, dir=self.params.folder,
+            project=self.params.project, entity=self.params.entity, mode=self.params.mode, dir=str(folder),
             id=about.run, resume="allow", reinit="create_new", group=about.experiment, job_type=about.kind,
             name=about.stage, tags=list(self.params.tags), config=about.config, settings=settings,
         )  # fmt: skip
@@ -91,8 +94,9 @@ class WandbRun:
         for card in about.cards(Path(self._run.dir)):
             self._run.save(str(card), base_path=self._run.dir, policy="now")
         self._record = {
-            "run": about.run, "mode": self.params.mode, "host": socket.gethostname(), "step": self.last,
+            "run": about.run, "mode": self.params.mode, "step": self.last,
             "folder": str(Path(self._run.settings.sync_dir)) if offline else "",
+            "mark": self._mark(Path(self._run.settings.sync_dir).parent) if offline else "",
             "before": self.last,  # the last step of the folders before this one
             "stored": record.get("stored", 0),  # the last step of the folders that are copied to storage
         }  # fmt: skip
@@ -123,9 +127,20 @@ class WandbRun:
             self._store_folder(folder)
             record["stored"] = max(record["before"], last_step(file))
             return record["stored"]
-        if record["host"] == socket.gethostname() and folder.parent.is_dir():  # synced and removed
+        mark = self._mark_file(folder.parent)
+        if record["mode"] == "offline" and mark.is_file() and mark.read_text() == record["mark"]:  # synced and removed
             return record["step"]
         return record["stored"]  # what another machine, or another disk, had beyond that went with it
+
+    def _mark(self, folder: Path) -> str:
+        """What tells a folder of folders from any other of its name; made where there is none."""
+        file = self._mark_file(folder)
+        if not file.is_file():
+            file.write_text(secrets.token_hex(8))
+        return file.read_text()
+
+    def _mark_file(self, folder: Path) -> Path:
+        return folder / f".stageline-{self.about.run}"
 
     def _store_folder(self, folder: Path) -> None:
         about = self.about

@@ -60,10 +60,10 @@ def started_from(folder: Path) -> list[psutil.Process]:
     return found
 
 
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
+def free_ports(count: int) -> list[int]:
+    """Different ones: all are held until the last is found."""
+    with contextlib.ExitStack() as held:
+        return [held.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1] for _ in range(count)]
 
 
 def taken(block: blocks.Block) -> bool:
@@ -75,9 +75,10 @@ def taken(block: blocks.Block) -> bool:
 
 def test_a_new_user_gets_from_a_clone_to_a_submitted_job(clone):
     text = blocks.script([block for page in WALK for block in blocks.blocks(page) if taken(block)])
-    gcs, dashboard, agent, client = (str(free_port()) for _ in range(4))
+    gcs, dashboard, agent, client = free_ports(4)
     more = f"ray start --head --dashboard-agent-listen-port {agent} --ray-client-server-port {client}"
-    text = text.replace("6379", gcs).replace("8265", dashboard).replace("ray start --head", more)
+    here = {"6379": str(gcs), "8265": str(dashboard), "ray start --head": more}
+    text = re.sub("|".join(here), lambda found: here[found[0]], text)
     blocks.write_files(clone / "stageline", WALK)
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "AWS_", "STAGELINE_", "PYTEST_"))}
     environment |= {

@@ -39,11 +39,12 @@ stages:
   mlp_warmup: {{needs: [mix_data], steps: 20, lr: 1e-3}}
   full_finetune:
     needs: [mix_data, mlp_warmup]
-    steps: 5000
+    steps: 100000
     lr: 5e-3
     checkpoint: {{every: 20, keep: 2}}
     resources: {{workers: 2, cpus: 1}}
 """
+ALL = 100_000  # more than are trained while the tests look
 STEPS = 40  # seen before it is preempted, and again before it may end
 SETTLE_S = 30.0  # for what was reported to be scraped
 SHOTS = os.environ.get("STAGELINE_SCREENSHOTS")  # a folder, to look at them; docs/pictures come from here
@@ -78,6 +79,15 @@ def watched(data, tmp_path_factory):
                 yield head, prometheus, experiment, files, driver
             finally:
                 driver.end()
+
+
+@pytest.fixture(autouse=True)
+def it_runs(watched):
+    """What is looked at is a run, not what one has left."""
+    driver = watched[4]
+    assert driver.process.poll() is None, driver.output
+    yield
+    assert driver.process.poll() is None, driver.output
 
 
 def eventually(look, seconds=SETTLE_S):
@@ -128,7 +138,7 @@ def test_all_metrics_that_are_told_are_known_to_prometheus_and_say_what_the_ledg
     assert value("steps_lost") == spent.steps_lost == 0
     assert 0 < value("goodput_ratio") <= 1
     note = json.loads((experiment.prefix("full_finetune") / "progress.json").read_text())
-    assert abs(value("step") - note["step"]) < 300 and value("steps") == 5000
+    assert abs(value("step") - note["step"]) < 300 and value("steps") == ALL
     trained = prometheus.query(f"ray_stageline_tokens_total{mine}")[0]["value"][1]
     rows = [row for row in read_rows(experiment) if row["step"] <= note["step"]]
     assert float(trained) >= 0.5 * sum(row["tokens"] for row in rows) > 0
@@ -187,7 +197,7 @@ def test_the_ray_dashboard_shows_the_stages_their_attempts_and_how_far_they_are(
         assert ("ALIVE" if attempt == 2 else "DEAD") in row.inner_text()
     shot(dashboard, "dashboard-actors")
     dashboard.locator("tr", has_text="a0002").locator("a").first.click()
-    eventually(lambda: refreshed(dashboard, r"step [\d,]+ of 5,000\s+loss \d.*tokens/s\s+goodput \d"), PATIENCE_S)
+    eventually(lambda: refreshed(dashboard, rf"step [\d,]+ of {ALL:,}\s+loss \d.*tokens/s\s+goodput \d"), PATIENCE_S)
     shot(dashboard, "dashboard-attempt", full_page=True)
 
 

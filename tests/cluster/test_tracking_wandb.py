@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Literal
@@ -16,7 +17,6 @@ from typing import Literal
 import pytest
 
 from orchestrator.store import FileStore
-from orchestrator.tracking import wandb_run
 from orchestrator.tracking.about import About
 from orchestrator.tracking.params import WandbParams
 from orchestrator.tracking.wandb_run import WandbRun
@@ -24,16 +24,25 @@ from orchestrator.tracking.wandb_run import WandbRun
 P, RUN = "stages/train/0123456789abcdef", "0123456789abcdef-a1b2c3"
 RECORD = f"{P}/tracking/wandb.json"
 
-# a driver that passes on rows 1..N, waits, and is killed
+PATIENCE_S = 120.0
+BLOCK = 32 * 1024  # bytes that wandb writes at once, or 15 s late
+
+# a driver that passes on rows until there are N, or wandb has written more than a block; then it waits to be killed
 DRIVER = """
 import sys, time
-from test_tracking_wandb import begin, rows
+from pathlib import Path
+from test_tracking_wandb import begin, BLOCK, rows
 run = begin(sys.argv[1])
 run.open()
-run.log(rows(run.last + 1, int(sys.argv[2])))
-time.sleep(float(sys.argv[3]))
-print("passed on", flush=True)
-time.sleep(60)
+if sys.argv[2] == "block":
+    (file,) = Path(run._record["folder"]).glob("run-*.wandb")
+    while file.stat().st_size <= BLOCK and run.last < 10_000:
+        run.log(rows(run.last + 1, run.last + 50))
+        time.sleep(0.05)
+else:
+    run.log(rows(run.last + 1, int(sys.argv[2])))
+print(run.last, flush=True)
+sys.stdin.read()
 """
 
 
@@ -50,13 +59,20 @@ def rows(first, last):
     return [{"step": step, "attempt": "e0001a0001", "loss": 1 / step, "pad": 0.5} for step in range(first, last + 1)]
 
 
-def killed(folder: Path, last: int, after_s: float = 0.0) -> None:
-    command = [sys.executable, "-c", DRIVER, str(folder), str(last), str(after_s)]
+def killed(folder: Path, last: int | str, wait: Callable[[], bool] = lambda: True) -> int:
+    """The last step that a driver passed on before it was killed, once wait() is true."""
+    command = [sys.executable, "-c", DRIVER, str(folder), str(last)]
     environment = os.environ | {"PYTHONPATH": f"{Path(__file__).parent}:{os.environ.get('PYTHONPATH', '')}"}
     environment.pop("WANDB_SERVICE", None)  # else this process's own wandb would serve it
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as driver:
-        assert driver.stdout is not None and driver.stdout.readline() == "passed on\n"
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=environment) as driver:
+        assert driver.stdout is not None
+        passed_on, until = int(driver.stdout.readline()), time.monotonic() + PATIENCE_S
+        while not wait():
+            assert time.monotonic() < until and driver.poll() is None, "wandb has not written in time"
+            time.sleep(1.0)
         driver.send_signal(signal.SIGKILL)
+    return passed_on
 
 
 def folders(folder: Path) -> list[Path]:
@@ -80,11 +96,6 @@ def whole(last: int) -> list[tuple[int, float]]:
     return [(step, pytest.approx(1 / step)) for step in range(1, last + 1)]
 
 
-@pytest.fixture(autouse=True)
-def soon(monkeypatch):
-    monkeypatch.setattr(wandb_run, "SETTLED_S", 1.0)
-
-
 def finish_from(folder: Path, last: int) -> WandbRun:
     run = begin(folder)
     run.open()
@@ -93,15 +104,21 @@ def finish_from(folder: Path, last: int) -> WandbRun:
     return run
 
 
-@pytest.mark.parametrize("passed_on, after_s", [(5, 0.0), (400, 0.0), (40, 17.0)], ids=["none", "some", "all"])
-def test_a_killed_drivers_rows_are_there_once(tmp_path, passed_on, after_s):
-    """wandb has written none of them yet, whole blocks of 32 KB, or after 15 s all."""
-    killed(tmp_path, passed_on, after_s)
+@pytest.mark.parametrize("written", ["as it comes", "a block", "all"])
+def test_a_killed_drivers_rows_are_there_once(tmp_path, written):
+    """Killed at once, with a block of them written and the next ones not, or with all written."""
+    if written == "a block":
+        passed_on = killed(tmp_path, "block")
+        (file,) = folders(tmp_path)[0].glob("run-*.wandb")
+        assert file.stat().st_size > BLOCK
+    elif written == "all":
+        passed_on = killed(tmp_path, 40, lambda: history(folders(tmp_path)) == whole(40))
+    else:
+        passed_on = killed(tmp_path, 5)
     finish_from(tmp_path, passed_on + 20)
     first, second = folders(tmp_path)
-    there = len(history([first]))
-    assert (there == 0) if passed_on == 5 else (0 < there < 400) if passed_on == 400 else (there == 40)
     assert history([first, second]) == whole(passed_on + 20)
+    assert written == "as it comes" or history([first]), "what is read back was there"
     assert {folder.name.rsplit("_", 1)[1].split("-", 1)[1] for folder in (first, second)} == {RUN}
 
 
@@ -134,6 +151,7 @@ def test_what_went_with_another_machine_is_told_again(tmp_path):
     time.sleep(1.1)
     killed(tmp_path, 10)
     shutil.rmtree(tmp_path / "files")
+    (tmp_path / "files" / "wandb").mkdir(parents=True)  # by another stage, on the new disk
     record = json.loads((tmp_path / "storage" / RECORD).read_text())
     assert (record["step"], record["stored"]) == (10, 4)
     finish_from(tmp_path, 12)

@@ -1,5 +1,6 @@
 """What a stage cost, from ledgers on a clock that the test moves and notes of where attempts ran."""
 
+from itertools import pairwise
 from types import SimpleNamespace
 
 import pytest
@@ -8,7 +9,8 @@ from hypothesis import strategies as st
 from test_accounts import Stage as Life
 
 from cluster.shape import ClusterParams
-from orchestrator.cost import Bill, Cost, money, priced, stage_costs, told
+from orchestrator.cli.costs import bill_lines
+from orchestrator.cost import Bill, Cost, money, priced, stage_costs, told, union_s
 from orchestrator.places import Places, read_places, telling, write_places
 from orchestrator.store import MemoryStore
 from stages.params import Resources
@@ -139,10 +141,33 @@ def test_a_bill_counts_two_names_of_a_stage_once_and_the_head_apart():
     assert bill.head is None
     first, second = (bill.add(stage, sums, "stages/train/a", places) for _ in range(2))  # pyright: ignore
     assert first == second == bill.costs
-    hours = (HOUR + 7200 + 1800 + HOUR) / HOUR
-    assert bill.head == pytest.approx(0.5 * hours) and bill.head_s == hours * HOUR
-    bill.add(stage, sums, "stages/train/b", places, now=life.now + HOUR)  # pyright: ignore
-    assert len(bill.costs) == 6 and bill.head == pytest.approx(0.5 * (hours + 1))
+    assert bill.head == pytest.approx(0.5 * 2.5) and bill.head_s == 2.5 * HOUR, "not while it was queued"
+    beside = Life().claim().attempt().after(2 * HOUR)  # of the hour before the first preemption, and one in the queue
+    bill.add(stage, beside.account, "stages/train/b", {}, now=beside.now)  # pyright: ignore
+    assert len(bill.costs) == 4 and bill.head == pytest.approx(0.5 * 3.5)
+
+
+def test_the_head_of_a_stage_that_was_reused_a_month_later_did_not_wait_for_it():
+    """Two stages of ten minutes each."""
+    bill = Bill(CLUSTER)
+    stage = SimpleNamespace(params=SimpleNamespace(resources=GPU), kind=SimpleNamespace(trains=True))
+    for name, later in (("a", 0.0), ("b", 30 * 86400.0)):
+        life = completed(Life().after(later).claim().attempt().after(600), 10, 600.0)
+        bill.add(stage, life.account, f"stages/train/{name}", {})  # pyright: ignore
+    assert bill.head_s == 1200.0 and bill.head == pytest.approx(0.5 / 3)
+    assert bill_lines(bill)[-1] == "cost of the head: 0.17 USD, 20 min 00 s in which stages ran"
+
+
+@given(st.lists(st.tuples(st.floats(0, 1e6), st.floats(0, 1e5)), min_size=1, max_size=8))
+def test_time_counts_once_however_many_attempts_go_on(pairs):
+    spans = [(began, began + seconds) for began, seconds in pairs]
+    found = union_s(spans)
+    assert found == pytest.approx(union_s(spans[::-1] * 2), abs=1e-6)
+    longest, every = max(end - began for began, end in spans), sum(end - began for began, end in spans)
+    assert longest - 1e-6 <= found <= every + 1e-6
+    points = sorted({point for span in spans for point in span})
+    by_pieces = sum(b - a for a, b in pairwise(points) if any(x <= a and b <= y for x, y in spans))
+    assert found == pytest.approx(by_pieces, abs=1e-6)
 
 
 def test_nothing_is_said_where_there_are_no_prices():

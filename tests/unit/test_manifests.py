@@ -1,7 +1,9 @@
 """`stageline cluster manifests`: files that are what they were, that their readers take, and that hold no secret."""
 
+import json
 import re
 import subprocess
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -110,7 +112,7 @@ def test_ray_up_takes_them(name, written):
 def test_ec2_takes_the_machines_that_ray_asks_it_for(written):
     import botocore.session
     from botocore.validate import ParamValidator
-    from ray.autoscaler._private.aws.config import DEFAULT_RAY_INSTANCE_PROFILE
+    from ray.autoscaler._private.aws.config import DEFAULT_RAY_IAM_ROLE, DEFAULT_RAY_INSTANCE_PROFILE
 
     request = botocore.session.get_session().get_service_model("ec2").operation_model("RunInstances").input_shape
     for name, node in yaml.safe_load(written["cluster_aws_1b"]["ray-up.yaml"])["available_node_types"].items():
@@ -121,6 +123,43 @@ def test_ec2_takes_the_machines_that_ray_asks_it_for(written):
         assert asked.get("InstanceMarketOptions", {}).get("MarketType") == ("spot" if name != "head" else None)
         if name != "head":
             assert asked["IamInstanceProfile"] == {"Name": DEFAULT_RAY_INSTANCE_PROFILE}
+    command = re.search(r"#( *aws iam put-role-policy .*\\)\n#(.*)", written["cluster_aws_1b"]["ray-up.yaml"])
+    assert command, "Ray's role may neither give itself to a worker nor look an image up"
+    shell = f'aws() {{ printf "%s\\n" "$@"; }}\n{command[1]}\n{command[2]}'
+    *_, role, _, _, _, policy = subprocess.run(
+        ["bash", "-c", shell], capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    assert role == DEFAULT_RAY_IAM_ROLE
+    allowed = {its["Action"]: its["Resource"] for its in json.loads(policy)["Statement"] if its["Effect"] == "Allow"}
+    assert allowed["iam:PassRole"].endswith(f":role/{DEFAULT_RAY_IAM_ROLE}")
+    assert "/aws/service/" in asked["ImageId"] and "parameter/aws/service/*" in allowed["ssm:GetParameters"]
+
+
+@pytest.mark.parametrize(
+    "machine, says",
+    [
+        ("instance: n1-standard-16, gpus: 2, accelerator: T4", None),
+        ("instance: g2-standard-24, gpus: 2, accelerator: L4", None),
+        ("instance: n1-standard-16, gpus: 2, accelerator: L4", r"nodes\.a: Google Cloud has no n1-standard-16 with L4"),
+        ("instance: n1-standard-16, gpus: 2", r"no n1-standard-16 with GPUs of an unknown type"),
+        ("instance: n2-standard-16, gpus: 2, accelerator: T4", r"no n2-standard-16 with T4 → take a machine that"),
+    ],
+)
+def test_a_machine_of_googles_has_its_gpus(machine, says, tmp_path, capsys):
+    """An n1 has those that are asked for beside it; without that the autoscaler would wait for GPUs for ever."""
+    cluster = f"""{{provider: gcp, region: r, zone: us-central1-a, project: p, head: {{instance: n2-standard-8}},
+      nodes: {{a: {{{machine}, cpus: 16}}}}}}"""
+    experiment = tmp_path / "e.yaml"
+    experiment.write_text(SMALL.replace("RESOURCES", "{}").replace("CLUSTER", cluster))
+    code = main(["cluster", "manifests", str(experiment), "--target", "ray-up", "--output", str(tmp_path)])
+    if says:
+        assert code == 2 and re.search(says, capsys.readouterr().err)
+        return
+    assert code == 0
+    asked = yaml.safe_load((tmp_path / "ray-up.yaml").read_text())["available_node_types"]["a"]["node_config"]
+    added = {"acceleratorType": "nvidia-tesla-t4", "acceleratorCount": 2}
+    assert asked.get("guestAccelerators") == ([added] if "n1-" in machine else None)
+    assert asked["scheduling"]["onHostMaintenance"] == "TERMINATE"
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
@@ -180,6 +219,26 @@ def test_overrides_are_run_too(tmp_path, capsys):
     assert capsys.readouterr().out.split() == [str(tmp_path / "rayjob.yaml"), str(tmp_path / "raycluster.yaml")]
 
 
+def test_a_driver_of_kuberays_is_given_what_submit_gives_one(written, monkeypatch):
+    """Time to save before it is killed, and what list and cancel know it by."""
+    from orchestrator.jobs import Jobs
+    from orchestrator.spec import load_spec
+
+    asked = {}
+    jobs = object.__new__(Jobs)
+    jobs.address = "http://127.0.0.1:8265"
+    jobs._client = SimpleNamespace(submit_job=lambda **request: asked.update(request))  # pyright: ignore
+    jobs.submit(load_spec(str(ROOT / "experiments/cluster_aws_1b.yaml"), []), [], None, grace=0.0)
+    spec = documents(written["cluster_aws_1b"]["rayjob.yaml"])["RayJob"]["spec"]
+    environment = yaml.safe_load(spec["runtimeEnvYAML"])
+    assert environment == {"env_vars": asked["runtime_env"]["env_vars"]}
+    assert int(environment["env_vars"]["RAY_JOB_STOP_WAIT_TIME_S"]) >= 600
+    assert all(isinstance(value, str) for value in environment["env_vars"].values()), "Ray takes nothing else"
+    assert spec["metadata"] == asked["metadata"]
+    assert spec["metadata"]["storage"] == "s3://your-bucket/stageline"
+    assert "--job" not in spec["entrypoint"] and "jobId" not in spec, "each attempt has an id of its own"
+
+
 def test_no_secret_of_the_environment_is_in_a_file(tmp_path, monkeypatch):
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "RAY_AUTH_TOKEN", "WANDB_API_KEY"):
         monkeypatch.setenv(name, "planted-secret")
@@ -194,16 +253,42 @@ def test_no_secret_of_the_environment_is_in_a_file(tmp_path, monkeypatch):
         ("s3://bucket/some.json", "s3://me:planted@bucket/some.json"),
         ("name: small", "name: small  # was at https://me:planted@host/"),
         ("{cpus: 8}}", "{cpus: 8}}, setup: ['export HF_TOKEN=planted']"),
+        ("{cpus: 8}}", "{cpus: 8}}, setup: ['hf auth login --token planted']"),
+        ("name: small", "name: small  # hf_plantedplantedplantedplanted"),
+        ("name: small", "# AKIAPLANTEDPLANTED12\nname: small"),
+        ("name: small", "# -----BEGIN PRIVATE KEY-----\n# planted\n# -----END PRIVATE KEY-----\nname: small"),
+        ("name: small", "# from https://host/x?X-Amz-Signature=planted&a=b\nname: small"),
+        ("name: small", "name: small  # it is planted-0123"),
     ],
 )
-def test_a_secret_in_the_file_is_refused_and_not_repeated(old, new, tmp_path, capsys):
+def test_a_secret_in_the_file_is_refused_and_not_repeated(old, new, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("MY_DB_PASSWORD", "planted-0123")
     text = SMALL.replace("RESOURCES", "{}").replace("CLUSTER", "{nodes: {a: {cpus: 8}}}")
     experiment = tmp_path / "e.yaml"
     experiment.write_text(text.replace(old, new))
     assert main(["cluster", "manifests", str(experiment), "--output", str(tmp_path / "out")]) == 2
     err = capsys.readouterr().err
-    assert re.search(r"e\.yaml:\d+: .*holds a", err) and "planted" not in err
+    assert re.search(r"e\.yaml:\d+: .*holds (a|the value)", err) and "planted" not in err.lower()
     assert not (tmp_path / "out").exists()
+
+
+def test_commands_that_take_a_key_from_where_it_is_are_none(tmp_path):
+    setup = """['hf auth login --token "$HF_TOKEN"', 'docker login --password-stdin < key', 'export A_TOKEN=$(cat key)',
+      'get --token-file key --max-tokens 5']"""
+    text = SMALL.replace("RESOURCES", "{}").replace("CLUSTER", f"{{nodes: {{a: {{cpus: 8}}}}, setup: {setup}}}")
+    experiment = tmp_path / "e.yaml"
+    experiment.write_text(text)
+    assert main(["cluster", "manifests", str(experiment), "--output", str(tmp_path / "out")]) == 0
+
+
+@pytest.mark.parametrize("output", ["file", "file/below", "/proc/stageline", "x" * 300])
+@pytest.mark.parametrize("verb", ["manifests", "monitoring"])
+def test_a_place_that_cannot_be_written_is_told(verb, output, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    experiment = [str(ROOT / "experiments/cluster_quickstart.yaml"), "--shared-folders"] if verb == "manifests" else []
+    assert main(["cluster", verb, *experiment, "--output", str(tmp_path / output)]) == 2
+    err = capsys.readouterr().err
+    assert re.search(r"--output .*: cannot be written: .*→", err) and len(err.splitlines()) == 1, err
 
 
 ONE_GPU = "{workers: 2, gpus: 1}"

@@ -112,10 +112,14 @@ def test_mistakes_are_one_message(options, message, tmp_path, capsys):
     assert message in error and "secret" not in error and not list(tmp_path.iterdir())
 
 
-def test_a_file_in_the_folders_place_is_told(tmp_path, capsys):
-    (tmp_path / "file").write_text("")
-    assert main(["cluster", "monitoring", "--output", str(tmp_path / "file" / "below")]) == 2
-    assert "this is a file" in capsys.readouterr().err
+@pytest.mark.parametrize("given, told", [("2.5", "2500ms"), ("15", "15s"), ("1.0004", "1s"), ("90", "90s")])
+def test_intervals_are_written_as_prometheus_reads_them(given, told, tmp_path):
+    """Whole numbers alone: model.ParseDuration of prometheus/common."""
+    folder = written(tmp_path, "--interval", given)
+    texts = "".join(path.read_text() for path in folder.rglob("*.y*ml"))
+    found = re.findall(r"(?:interval|timeout|timeInterval): (.*)", texts)
+    assert len(found) == 8 and all(re.fullmatch(r"\d+(s|ms)", each) for each in found)
+    assert found.count(told) == 8 - (told != "15s" and told != "90s")  # discovery is no faster than every 5 s
 
 
 def test_the_next_steps_keep_to_loopback(tmp_path, capsys):

@@ -6,6 +6,7 @@ import logging
 import pickle
 import re
 import sys
+import traceback
 from urllib.parse import quote, quote_plus
 
 import pytest
@@ -35,6 +36,24 @@ def test_the_value_of_a_variable_with_such_a_name(name, monkeypatch):
     monkeypatch.setenv(name, "value-of-it")
     assert redact("a value-of-it b") == "a *** b"
     assert found_in("value-of-it").endswith(name)
+
+
+@pytest.mark.parametrize("name, value, text, found", [
+    ("CACHE_KEY", "stageline", "storage of stageline", False),  # a word that is anywhere
+    ("CACHE_KEY", "stageline", "stageline", False),
+    ("SORT_KEY", "experiments/digits", "experiments/digits.yaml", False),
+    ("MY_DB_PASSWORD", "stageline", "by stageline", False),
+    ("MY_DB_PASSWORD", "stageline", "stageline", True),  # all of a setting
+    ("MY_DB_PASSWORD", "hunter22", "by hunter22", True),
+    ("ENCRYPTION_KEY", "correct-horse-battery", "# correct-horse-battery", True),
+    ("DEPLOY_KEY", "abcdefgh01234567", "x/abcdefgh01234567", True),
+    ("DEPLOY_TOKENS", "first-line-of-them-1\nsecond-line-of-them-2\n", "# second-line-of-them-2", True),
+])  # fmt: skip
+def test_what_is_refused_is_no_plain_word(name, value, text, found, monkeypatch):
+    """Taking out may take too much; refusing a file that holds a word by chance leaves its user without a way."""
+    monkeypatch.setenv(name, value)
+    assert bool(found_in(text)) == found
+    assert value.strip() not in redact(text)
 
 
 @pytest.mark.parametrize("name, value", [
@@ -132,6 +151,16 @@ def test_an_error_keeps_its_class_and_loses_the_secret(planted):
     assert str(other) == "RuntimeError: computed ***".replace("RuntimeError", "Foreign")
     assert classify(sanitize(KeyError(SECRET))) is ErrorClass.bug
     assert classify(sanitize(ConnectionError(f"{SECRET}"))) is ErrorClass.storage_transient
+
+
+def test_notes_of_an_error(planted):
+    error = ValueError("plain")
+    error.add_note(f"while {SECRET}")
+    error.__cause__ = KeyError("x")
+    error.__cause__.add_note(SECRET)
+    assert sanitize(error) is error
+    text = "".join(traceback.format_exception(error))
+    assert "while ***" in text and SECRET not in text
 
 
 def test_what_is_printed_and_logged(planted, capsys):

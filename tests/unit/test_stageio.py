@@ -406,6 +406,7 @@ def test_where_an_attempt_runs_is_noted_beside_it_and_its_start_waits_for_nothin
 
     monkeypatch.setattr(world.store, "put", slow)
     io.ran_on([{"ray.io/market-type": "spot"}, {}])
+    assert read_places(world.store, P) == {}, "it waited until the store took the note"
     away.set()
     io.close()
     assert read_places(world.store, P) == {io.task.token: Places(1, 0, ({"ray.io/market-type": "spot"}, {}))}

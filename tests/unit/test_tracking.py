@@ -1,7 +1,10 @@
 """Trackers beside a stage: what they are told, once each, whatever ends or fails."""
 
 import json
+import os
+import tempfile
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -18,10 +21,12 @@ from orchestrator.tracking import follow, tensorboard, wandb_run
 from orchestrator.tracking.about import About
 from orchestrator.tracking.follow import Follower, unfinished
 from orchestrator.tracking.params import TensorBoardParams, TrackingParams, WandbParams
+from orchestrator.tracking.place import place
 from orchestrator.tracking.rows import flat, numbers, rows_after
 from orchestrator.tracking.tensorboard import TensorBoardRun
 
 P = "stages/train/0123456789abcdef"
+BOARD = "experiments/exp/tensorboard/stage/0123456789abcdef-a1b2c3"
 
 
 def record(store, token, first, last, every=3):
@@ -80,7 +85,7 @@ class Fake:
 
     def __init__(self, about, kept, trouble):
         self.about, self.kept, self.trouble = about, kept, trouble
-        self.last = 0
+        self.last, self.moved = 0, ""
 
     def open(self):
         self.trouble("open")
@@ -169,6 +174,24 @@ def test_what_a_killed_driver_did_not_pass_on_the_next_one_does(scene):
     assert follower.join(20) and scene.kept == [1, 2, 3, 4, 5, "done"] and not unfinished(scene.store, P)
 
 
+def test_rows_that_a_tracker_refused_are_left_to_the_next_driver(scene):
+    token = scene.ledger.claim(owner())
+    record(scene.store, (1, 1), 1, 5)
+    follower = scene.follow()
+    until(lambda: scene.kept == [1, 2, 3, 4, 5])
+    scene.failing.add("log")
+    record(scene.store, (1, 1), 6, 9)
+    scene.complete(token)
+    follower.end()
+    assert follower.join(20) and scene.kept == [1, 2, 3, 4, 5, "done"]
+    assert unfinished(scene.store, P)
+    scene.failing.clear()
+    scene.kept.pop()
+    again = scene.follow(ours=True)
+    again.end()
+    assert again.join(20) and scene.kept == [*range(1, 10), "done"] and not unfinished(scene.store, P)
+
+
 @pytest.mark.parametrize("what", ["open", "log", "finish"])
 def test_a_tracker_in_trouble_is_told_once_and_tried_again(scene, what):
     token = scene.ledger.claim(owner())
@@ -228,9 +251,9 @@ def events(folder):
 
 
 def test_a_driver_that_begins_writes_tensorboards_run_anew(tmp_path):
-    params = TensorBoardParams(folder=str(tmp_path))
+    params, store = TensorBoardParams(folder=str(tmp_path)), MemoryStore()
     for last in (3, 6):
-        run = TensorBoardRun(params, about(MemoryStore()))
+        run = TensorBoardRun(params, about(store))
         run.open()
         assert run.last == 0
         run.log([{"step": step, "loss": 1 / step, "attempt": "x"} for step in range(1, last + 1)])
@@ -239,6 +262,7 @@ def test_a_driver_that_begins_writes_tensorboards_run_anew(tmp_path):
             run._writer.flush()
             (file,) = run.folder.glob("events*")
             file.write_bytes(file.read_bytes()[:-5])
+            store.put_file(f"{BOARD}/{file.name}", file)
             time.sleep(1.1)  # another second, another name
         else:
             run.finish(True)
@@ -246,6 +270,48 @@ def test_a_driver_that_begins_writes_tensorboards_run_anew(tmp_path):
     steps = [(its.step, its.summary.value[0].simple_value) for its in found if its.HasField("summary")]
     assert steps == [(step, pytest.approx(1 / step)) for step in range(1, 7)]
     assert [its.step for its in found if its.HasField("session_log")] == [1], "purges what TensorBoard has read"
+    (file,) = (tmp_path / "stage" / "0123456789abcdef-a1b2c3").iterdir()
+    assert store.list(f"{BOARD}/") == [f"{BOARD}/{file.name}"], "the older one is replaced in storage, too"
+    assert store.get(f"{BOARD}/{file.name}") == file.read_bytes()
+
+
+@pytest.fixture
+def temporary(tmp_path, monkeypatch):
+    """The folder for temporary files."""
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    return tmp_path / "tmp" / f"stageline-tracking-{os.getuid()}"
+
+
+@pytest.mark.parametrize("wanted", ["/proc/boards", "/dev/null/boards"])
+def test_event_files_are_elsewhere_where_the_folder_cannot_be_written(wanted, temporary, scene, tmp_path):
+    """As beside an experiment in a ConfigMap of Kubernetes."""
+    token = scene.ledger.claim(owner())
+    record(scene.store, (1, 1), 1, 3)
+    make = lambda _: TensorBoardRun(TensorBoardParams(folder=wanted), about(scene.store))  # noqa: E731
+    stage = SimpleNamespace(name="stage", kind=SimpleNamespace(base="train"))
+    told = lambda name, message: scene.events.append(message)  # noqa: E731
+    follower = Follower(scene.store, P, stage, [make], told, 0.02, lambda nonce: nonce, False)  # pyright: ignore
+    scene.complete(token)
+    follower.end()
+    assert follower.join(20) and not unfinished(scene.store, P)
+    own = temporary / "exp"
+    assert scene.events == [f"event files of TensorBoard are in {own}, and in storage when the stage is over"]
+    steps = [its.step for its in events(own / "stage" / "0123456789abcdef-a1b2c3") if its.HasField("summary")]
+    assert steps == [1, 2, 3] and len(scene.store.list(f"{BOARD}/")) == 1
+
+
+def test_files_of_a_submitted_job_are_not_in_its_bundle(temporary, tmp_path, monkeypatch):
+    """Which Ray removes with the job; a folder that all machines see is kept."""
+    bundle = tmp_path / "runtime_resources" / "working_dir_files" / "_ray_pkg_0"
+    bundle.mkdir(parents=True)
+    monkeypatch.chdir(bundle)
+    asked = str(bundle / "tensorboard")
+    assert place(asked, "exp") == Path(asked), "no job"
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    assert place(asked, "exp") == temporary / "exp" == place(str(bundle), "exp")
+    assert place(str(tmp_path / "shared"), "exp") == tmp_path / "shared"
+    assert temporary.stat().st_mode & 0o777 == 0o700
 
 
 # -- before any training -----------------------------------------------------------------------------------
