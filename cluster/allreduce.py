@@ -4,13 +4,12 @@ Invariant: only nodes that are free take part, so that a measurement waits for n
 those are is told by who asks (orchestrator/checkup.py).
 """
 
-import os
 import socket
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from cluster.nodes import Place, interface_of
+from cluster.nodes import Place, choose_interface
 from cluster.survey import ANSWER_S, Silent, each, why
 
 MEASURE_S = 180.0
@@ -44,8 +43,8 @@ class Peer:
         import torch
         import torch.distributed as dist
 
-        if not self._gpus and (card := interface_of(self._address)) is not None:
-            os.environ.setdefault("GLOO_SOCKET_IFNAME", card)
+        if not self._gpus:
+            choose_interface(self._address)
         backend, device = ("nccl", "cuda") if self._gpus else ("gloo", "cpu")
         dist.init_process_group(backend, init_method=f"tcp://{rendezvous}", rank=rank, world_size=world)
         try:

@@ -9,6 +9,7 @@ vanished is still listed. Stands on cluster/gcs.py, with the client that the pro
 Raises gcs.Unanswered when GCS does not answer within two seconds.
 """
 
+import os
 import time
 from dataclasses import dataclass
 
@@ -52,13 +53,16 @@ def draining() -> dict[str, float]:
     return {node: max(0.0, deadline - now) for node, deadline in Gcs.of_this_process().draining().items()}
 
 
-def interface_of(address: str) -> str | None:
-    """The network card of this machine that has this address; None where none has.
+def choose_interface(address: str) -> None:
+    """Before a process meets others over gloo: it uses the network card that has this address, by which Ray knows it.
 
-    Gloo takes the card of whatever this host's name resolves to: that may be loopback, where no other machine is.
+    Gloo takes the card of whatever this host's name resolves to: that may be loopback, where no other machine is. What
+    the user has set stays.
     """
     cards = psutil.net_if_addrs().items()
-    return next((name for name, its in cards if any(one.address == address for one in its)), None)
+    card = next((name for name, its in cards if any(one.address == address for one in its)), None)
+    if card is not None:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", card)
 
 
 def _named(resources: dict[str, float]) -> dict[str, float]:

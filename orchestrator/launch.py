@@ -201,7 +201,7 @@ def _train(task: Task, over: Path, environment: Path) -> None:
 
     class Backend(_TorchBackend):
         def on_start(self, worker_group: Any, backend_config: Any) -> None:
-            worker_group.execute(_choose_interface)
+            worker_group.execute(_meet)
             super().on_start(worker_group, backend_config)
 
     class Config(TorchConfig):
@@ -240,15 +240,13 @@ def _train(task: Task, over: Path, environment: Path) -> None:
     ).fit()
 
 
-def _choose_interface() -> None:
-    """In a worker, before it meets the others: they know it by the address that Ray does."""
+def _meet() -> None:
+    """In a worker, before the process group is made."""
     import ray.util
 
-    from cluster.nodes import interface_of
+    from cluster.nodes import choose_interface
 
-    card = interface_of(ray.util.get_node_ip_address())
-    if card is not None:
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", card)
+    choose_interface(ray.util.get_node_ip_address())
 
 
 def _work(config: dict[str, Any]) -> None:

@@ -57,7 +57,7 @@ def test_what_is_refused_is_no_plain_word(name, value, text, found, monkeypatch)
 
 
 @pytest.mark.parametrize("name, value", [
-    ("RAY_AUTH_TOKEN_PATH", "/home/me/.ray/auth_token"), ("TOKENIZERS_PARALLELISM", "disabled"), ("PWD", "/work/here"),
+    ("RAY_AUTH_TOKEN_PATH", "/home/me/.ray/auth_token"), ("TOKENIZERS_PARALLELISM", "disabled"), ("PWD", "/home/me"),
     ("AWS_ENDPOINT_URL", "http://127.0.0.1:9000"), ("API_KEY", "short"), ("KEYBOARD_LAYOUT", "de-latin1"),
 ])  # fmt: skip
 def test_what_is_no_secret_stays(name, value, monkeypatch):
