@@ -19,6 +19,7 @@ from orchestrator.drivernote import ask_job_to_stop, read_note
 from orchestrator.errors import StorageTransient
 from orchestrator.jobs import RUNNING, Jobs, address_of
 from orchestrator.portable import local_paths
+from orchestrator.redaction import check_file, check_text
 from orchestrator.spec import Experiment, load_spec
 from orchestrator.store import Store, open_store
 
@@ -34,6 +35,9 @@ def is_job(name: str) -> bool:
 
 def submit(options: argparse.Namespace) -> int:
     experiment = load_spec(options.experiment, options.overrides)
+    check_file(experiment.path)  # it travels whole, comments too; settings stand in the job's command
+    for setting in options.overrides:
+        check_text(setting, f"override '{setting.partition('=')[0]}=...'")
     address = address_of(options.address)
     jobs = Jobs(address)
     shared = options.shared_folders or jobs.here()

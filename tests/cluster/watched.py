@@ -68,6 +68,8 @@ class Head:
             str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--node-ip-address=127.0.0.1",
             f"--port={self._port}", "--include-dashboard=true", "--dashboard-host=127.0.0.1",
             f"--dashboard-port={self._dashboard}", f"--num-cpus={self._cpus}", f"--temp-dir={self.folder}",
+            # of which Ray's defaults are the same for every head of a machine; an agent without its port serves no logs
+            f"--dashboard-agent-listen-port={free_port()}", f"--ray-client-server-port={free_port()}",
         ]  # fmt: skip
         with (self.folder / "head.log").open("wb") as log:
             self._process = subprocess.Popen(

@@ -9,7 +9,8 @@ import pytest
 
 from modeling.errors import UserError
 from orchestrator import jobs as module
-from orchestrator.cli.main import parse
+from orchestrator.cli import jobs as cli
+from orchestrator.cli.main import main, parse
 from orchestrator.jobs import Jobs, address_of
 
 
@@ -145,3 +146,15 @@ def test_settings_and_options_in_any_order():
     for wrong in (["run", "e.yaml", "--no-such"], ["list", "e.yaml"], ["cancel", "x-1", "x-2"]):
         with pytest.raises(SystemExit):
             parse(wrong)
+
+
+def test_no_key_travels_with_an_experiment(tmp_path, capsys, monkeypatch):
+    """Not even in a comment; and the message does not repeat it. Nobody is asked before."""
+    monkeypatch.setattr(cli, "Jobs", lambda address: pytest.fail("the cluster was asked"))
+    key = "AKIA" + "ABCDEFGHIJKLMNOP"
+    text = "name: x\nstorage: s3://bucket/x\nmodel: {vision: micro-vit, language: micro-qwen2}\n"
+    text += "data: {a: {meta: s3://bucket/a.json}}\nstages:\n  a_data: {kind: prepare, data: a}\n"
+    (tmp_path / "x.yaml").write_text(f"{text}# {key}\n")
+    assert main(["submit", str(tmp_path / "x.yaml")]) == 2
+    said = capsys.readouterr().err
+    assert "x.yaml:7" in said and key not in said
