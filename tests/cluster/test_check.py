@@ -23,8 +23,8 @@ stages:
 
 @pytest.fixture
 def nodes(tmp_path, monkeypatch):
-    """Two that are fit, then one on which torch cannot be imported, then one that hangs."""
-    with Nodes(2) as cluster:
+    """Two that are fit, then one on which torch cannot be imported, then one that hangs, which Ray finds out late."""
+    with Nodes(2, environment={"RAY_health_check_failure_threshold": "60"}) as cluster:
         (tmp_path / "torch.py").write_text("raise ImportError('libcudart.so.12: cannot open')\n")
         with monkeypatch.context() as patch:
             patch.setenv("PYTHONPATH", str(tmp_path))
