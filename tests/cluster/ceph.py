@@ -5,9 +5,7 @@ of these three. About 20 s for a first start, 0.3 GB of disk. As root on Debian 
 are missing; elsewhere `ceph` skips with one line that says what to install (with CI=true it fails).
 """
 
-import os
 import secrets
-import shutil
 import signal
 import socket
 import subprocess
@@ -19,10 +17,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import debian
 import pytest
 
 PROGRAMS = ("radosgw", "radosgw-admin", "ceph-mon", "ceph-osd", "ceph", "ceph-authtool", "monmaptool")
-INSTALL = "apt-get install -y --no-install-recommends radosgw ceph-mon ceph-osd ceph-common"
+PACKAGES = "radosgw ceph-mon ceph-osd ceph-common"
 _KEYRING = (
     ("mon.", ("mon", "allow *")),
     ("client.admin", ("mon", "allow *", "osd", "allow *", "mgr", "allow *")),
@@ -218,23 +217,12 @@ class Ceph:
 
 def missing() -> str:
     """Empty where Ceph is there, or was installed now; else the one line that says what to install."""
-    absent = [program for program in PROGRAMS if shutil.which(program) is None]
-    if absent and os.geteuid() == 0 and shutil.which("apt-get") and Path("/etc/debian_version").exists():
-        environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
-        for command in ("apt-get update", INSTALL):
-            done = subprocess.run(command.split(), env=environment, capture_output=True, text=True)
-            if done.returncode:
-                return f"Ceph is needed, and '{command}' failed: {done.stderr.strip().splitlines()[-1:]}"
-        absent = [program for program in PROGRAMS if shutil.which(program) is None]
-    return f"Ceph is needed and {', '.join(absent)} not found: as root, {INSTALL}" if absent else ""
+    return debian.missing(PROGRAMS, PACKAGES)
 
 
 @pytest.fixture(scope="session")
 def ceph(tmp_path_factory) -> Iterator[Ceph]:
-    if reason := missing():
-        if os.environ.get("CI") == "true":
-            pytest.fail(reason)
-        pytest.skip(reason)
+    debian.need(PROGRAMS, PACKAGES)
     with Ceph(tmp_path_factory.mktemp("ceph")) as store:
         yield store
 

@@ -1,11 +1,9 @@
 """A real Prometheus on loopback, with a configuration file of the product and a folder of its own.
 
-As root on Debian the package is installed where it is missing; elsewhere missing() says what to install.
+debian.py installs the package where it may.
 """
 
 import json
-import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -16,21 +14,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-INSTALL = "apt-get install -y --no-install-recommends prometheus"
 PATIENCE_S = 60.0
-
-
-def missing() -> str:
-    """Empty where Prometheus is there, or was installed now; else the one line that says what to install."""
-    if shutil.which("prometheus"):
-        return ""
-    if os.geteuid() == 0 and shutil.which("apt-get") and Path("/etc/debian_version").exists():
-        environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
-        for command in ("apt-get update", INSTALL):
-            done = subprocess.run(command.split(), env=environment, capture_output=True, text=True)
-            if done.returncode:
-                return f"Prometheus is needed, and '{command}' failed: {done.stderr.strip().splitlines()[-1:]}"
-    return "" if shutil.which("prometheus") else f"Prometheus is needed: as root, {INSTALL}"
 
 
 def free_port() -> int:

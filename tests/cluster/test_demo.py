@@ -13,13 +13,12 @@ import time
 from pathlib import Path
 from urllib.parse import urlparse
 
+import debian
 import pytest
 from PIL import Image, ImageDraw
 
 pytest.importorskip("gradio", reason="gradio is not installed (orchestrator/demo/requirements.txt)")
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium or google-chrome on the path")
 
 PATIENCE_S = 240
 SHOTS = os.environ.get("STAGELINE_SCREENSHOTS")  # a folder, to look at them
@@ -70,7 +69,7 @@ def served(folder, tmp_path_factory):
 @pytest.fixture(scope="module")
 def browser():
     with sync_api.sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        chromium = playwright.chromium.launch(executable_path=debian.chromium(), args=["--no-sandbox"])
         yield chromium
         chromium.close()
 

@@ -9,15 +9,15 @@ import contextlib
 import json
 import os
 import re
-import shutil
 import subprocess
 import time
 from pathlib import Path
 from urllib.parse import quote, urlencode
 
+import debian
 import pytest
 from harness import COMMAND, PATIENCE_S, SMALL, Experiment
-from prometheus import Prometheus, free_port, missing
+from prometheus import Prometheus, free_port
 from watched import Head
 
 from cluster.monitoring.catalogue import exported
@@ -54,8 +54,7 @@ SHOTS = os.environ.get("STAGELINE_SCREENSHOTS")  # a folder, to look at them; do
 def watched(data, tmp_path_factory):
     """(head, Prometheus, experiment, folder of the written files, the driver) of a run whose full_finetune was
     preempted once and trains again."""
-    if reason := missing():
-        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(reason)
+    debian.need(("prometheus",), "prometheus")
     folder = tmp_path_factory.mktemp("watched")
     experiment = Experiment(folder / "experiment", data, STAGES + SMALL)
     files, url = folder / "files", f"http://127.0.0.1:{free_port()}"
@@ -151,18 +150,14 @@ def read_rows(experiment):
 
 # -- in a browser -----------------------------------------------------------------------------------------
 
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-
 
 @pytest.fixture(scope="module")
 def browser():
-    reason = "" if CHROMIUM else "Chromium is needed: as root, apt-get install -y chromium"
     if sync_playwright is None:
         reason = "playwright is needed: pip install playwright"
-    if reason:
         (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(reason)
     with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        chromium = playwright.chromium.launch(executable_path=debian.chromium(), args=["--no-sandbox"])
         yield chromium
         chromium.close()
 
