@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from modeling.errors import DataError
+from modeling.parquet import open_parquet
 from modeling.ragged import Ragged
 
 INDEX = "index.parquet"
@@ -111,7 +112,7 @@ class Index(Mapping[str, Any]):
     def _opened(self) -> Iterator[pq.ParquetFile]:
         remedy = "run the prepare stage again"
         try:
-            with pq.ParquetFile(self.path, read_dictionary=FEW) as file:
+            with open_parquet(self.path, str(self.path), read_dictionary=FEW) as file:
                 yield file
         except FileNotFoundError:
             raise DataError("no index", where=str(self.path), remedy=remedy) from None

@@ -53,12 +53,13 @@ def items(name: str, params: EvalSet, paths: list[str]) -> Iterator[Item]:
 
 def _rows(path: str, endpoint: str | None) -> Iterator[tuple[Place, dict[str, Any]]]:
     import pyarrow as pa
-    import pyarrow.parquet as pq
+
+    from modeling.parquet import open_parquet
 
     number = 0
     try:
         with files.opened(path, endpoint) as file:
-            for batch in pq.ParquetFile(file).iter_batches(64):
+            for batch in open_parquet(file, path).iter_batches(64):
                 for record in batch.to_pylist():
                     number += 1
                     yield Place(path, f" row {number}"), record

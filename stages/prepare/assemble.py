@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from modeling.index import INDEX, SCHEMA
+from modeling.parquet import read_table
 from modeling.shards import ROW_GROUP, SHARDS
 from stages.io import Folder
 from stages.prepare.chunks import Part
@@ -127,7 +128,7 @@ def write_rejected(path: Path, tables: Iterator[pa.Table]) -> None:
 def table_of(part: Part, name: str, folder: Folder, scratch: Path) -> pa.Table:
     """A Parquet file of a part."""
     path = folder.fetch(f"{part.folder}/{name}", scratch)
-    table = pq.read_table(path)
+    table = read_table(path)
     if path.is_relative_to(scratch):
         path.unlink()
     return table

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
+from modeling.parquet import open_parquet
 from stages.prepare.shares import Part, count_parts, merge_parts
 
 STEPS = ("structure", "review", "images", "text", "duplicates", "contamination", "scores")  # as they run
@@ -120,7 +120,7 @@ class Counts:
 def count_verdicts(path: Path) -> Counts:
     """The counts of a whole verdicts.parquet."""
     counts = Counts()
-    with pq.ParquetFile(path) as file:
+    with open_parquet(path, str(path)) as file:
         for group in range(file.num_row_groups):  # one at a time: asked for all, Arrow keeps more of them
             for batch in file.iter_batches(BATCH, [group], COLUMNS, use_threads=False):
                 _add(counts, pa.Table.from_batches([batch]))

@@ -163,10 +163,11 @@ def elements(data: bytes) -> Iterator[bytes]:
 
 def _parquet(dataset: Dataset, path: str) -> Any:
     import pyarrow as pa
-    import pyarrow.parquet as pq
+
+    from modeling.parquet import open_parquet
 
     try:
-        return pq.ParquetFile(files.opened(path, dataset.endpoint))
+        return open_parquet(files.opened(path, dataset.endpoint), path, COLUMNS)
     except (ConnectionError, FileNotFoundError, PermissionError):
         raise
     except (pa.ArrowException, OSError, ValueError) as error:

@@ -20,6 +20,7 @@ import pyarrow as pa
 
 from modeling.errors import DataError
 from modeling.meta import Dataset, read_meta
+from modeling.parquet import open_parquet
 from stages.curation import Curation
 from stages.io import Folder, StageIO
 from stages.params import PrepareParams
@@ -85,9 +86,7 @@ def _write_verdicts(
 
 
 def _batches(path: Path) -> Iterator[pa.Table]:
-    import pyarrow.parquet as pq
-
-    with pq.ParquetFile(path) as file:
+    with open_parquet(path, str(path)) as file:
         for batch in file.iter_batches():
             yield pa.Table.from_batches([batch])
 

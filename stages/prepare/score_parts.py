@@ -21,10 +21,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from modeling.errors import DataError
 from modeling.index import INDEX
+from modeling.parquet import read_table
 from modeling.shards import SHARDS, SampleReader
 from stages.curation import Curation, Scores
 from stages.io import Folder, StageIO
@@ -122,7 +122,7 @@ def _texts(asked: Asked, scratch: Path) -> list[Any]:
     from stages.prepare.scoring import Text
 
     folder = scratch / "part"
-    index = pq.read_table(asked.folder.fetch(f"{asked.part.folder}/{INDEX}", folder))
+    index = read_table(asked.folder.fetch(f"{asked.part.folder}/{INDEX}", folder))
     below = {name: f"{asked.part.folder}/{SHARDS}/{name}" for name in set(index["shard"].to_pylist())}
     shards = {name: asked.folder.fetch(path, folder) for name, path in below.items()}
     samples = []

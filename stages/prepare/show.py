@@ -14,9 +14,9 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from modeling.index import INDEX
+from modeling.parquet import open_parquet
 from modeling.shards import SHARDS, SampleReader
 from stages.io import Folder, StageIO
 from stages.prepare import card, review
@@ -55,7 +55,7 @@ def write_pages(
 def _flagged(verdicts: Path) -> Counter[str]:
     """How many samples each reason of curation has rejected."""
     counts: Counter[str] = Counter()
-    with pq.ParquetFile(verdicts) as file:
+    with open_parquet(verdicts, str(verdicts)) as file:
         for batch in file.iter_batches(columns=["step", "reason"]):
             table = pa.Table.from_batches([batch])
             table = table.filter((pc.field("step") != "") & (pc.field("step") != "structure"))
@@ -67,7 +67,7 @@ def _flagged(verdicts: Path) -> Counter[str]:
 def _damaged(verdicts: Path) -> Iterator[Example]:
     """Some records of every reason that could not be read: there is nothing of them to show but what was found."""
     seen: Counter[str] = Counter()
-    with pq.ParquetFile(verdicts) as file:
+    with open_parquet(verdicts, str(verdicts)) as file:
         for batch in file.iter_batches(columns=list(FIELDS)):
             table = pa.Table.from_batches([batch])
             for row in table.filter(pc.field("step") == "structure").to_pylist():

@@ -76,6 +76,7 @@ def test_damage_inside_one_column_leaves_the_others(tmp_path):
         index["id"]
 
 
-def test_an_index_of_another_version(tmp_path):
-    with pytest.raises(DataError, match="the index has no column answers"):
-        Index(write(tmp_path, 7, without="answers"))
+@pytest.mark.parametrize("name", ["answers", "dataset"])
+def test_an_index_of_another_version(tmp_path, name):
+    with pytest.raises(DataError, match=f"the index has no column {name}"):
+        Index(write(tmp_path, 7, without=name))
