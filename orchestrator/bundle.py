@@ -1,12 +1,15 @@
 """What a submitted job takes along: the project's own code as it is here, and the experiment file.
 
 Invariant: nothing else. Only files of the four packages that belong to them are copied, so neither data nor a `.env`
-beside them travels, and no variable of this environment does: the cluster's nodes have keys of their own.
+beside them travels, and no variable of this environment does: the cluster's nodes have keys of their own. The text of
+the experiment is the very one that was looked through for secrets.
 """
 
 import shutil
 from importlib.util import find_spec
 from pathlib import Path
+
+from orchestrator.redaction import check_file
 
 PACKAGES = ("orchestrator", "stages", "modeling", "cluster")
 KINDS = (".py", ".html", ".css", ".js", ".json", ".j2", ".txt", ".svg", ".yaml", ".yml")  # of their files
@@ -14,7 +17,10 @@ EXPERIMENT = "experiment.yaml"  # its name in the bundle
 
 
 def make_bundle(experiment: Path | None, folder: Path) -> None:
-    """Fills `folder`, which is to be the job's working directory; the experiment, if any, is EXPERIMENT in it."""
+    """Fills `folder`, which is to be the job's working directory; the experiment, if any, is EXPERIMENT in it.
+
+    Raises UserError where the experiment's text holds a secret, comments included.
+    """
     for package in PACKAGES:
         source = _source(package)
         for path in sorted(source.rglob("*")):
@@ -25,7 +31,7 @@ def make_bundle(experiment: Path | None, folder: Path) -> None:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(path, target)
     if experiment is not None:
-        shutil.copyfile(experiment, folder / EXPERIMENT)
+        (folder / EXPERIMENT).write_text(check_file(experiment), encoding="utf-8")
 
 
 def _source(package: str) -> Path:

@@ -39,6 +39,7 @@ from orchestrator.errors import Fenced, Preempted, StorageTransient, user_error
 from orchestrator.ledger import Ledger
 from orchestrator.observe.links import dashboard_url
 from orchestrator.places import telling
+from orchestrator.raytoken import keep_token
 from orchestrator.redaction import guarded
 from orchestrator.stageio import StoreIO, Task
 from orchestrator.store import open_store
@@ -77,6 +78,7 @@ def start_ray(address: str | None) -> None:
             os.environ.setdefault("RAY_preload_python_modules", PRELOADED)
             os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "8")  # not one per core: see ahead.py
             environment = warmup.start()  # imports while Ray starts
+            keep_token()
             local: dict[str, Any] = {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
             _start(lambda: ray.init(address="local", runtime_env=environment, **local, **common))
         if dashboard_url():  # whose API lists Ray Train's runs then: /api/train/v2/runs/v1
@@ -273,9 +275,7 @@ def _rank(config: dict[str, Any]) -> None:
     except BaseException as error:
         if rank == 0:
             io.log(f"stopped: {error}" if isinstance(error, UserError | Preempted | Fenced) else traceback.format_exc())
-        if isinstance(
-            error, Preempted
-        ):  # of all ranks: Ray ends them at the first that it sees, which has to be rank 0
+        if isinstance(error, Preempted):  # of all ranks: Ray ends them at the first that it sees, to be rank 0
             io.close()
             torch.distributed.barrier()
         raise

@@ -15,7 +15,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -23,6 +23,7 @@ from typing import Any
 from urllib.parse import quote, quote_plus, unquote
 
 from modeling.errors import UserError
+from orchestrator.keys import given_key
 
 HIDDEN = "***"
 LEAST = 8  # characters of a value that is taken for a secret: a shorter one is a switch or a word
@@ -30,14 +31,16 @@ LEAST_LINE = 16  # of one line of a secret that has several, such as a PEM key
 OPAQUE = 16  # characters of a value that is no word of a text, whatever it is made of
 
 _NAME = re.compile(
-    r"KEY(?!BOARD|RING)|SECRET|TOKEN(?!IZ)|PASSW|PASSPHRASE|CREDENTIAL|(^|_)(PWD|AUTH|COOKIE|SIGNATURE)$", re.I
+    r"KEY(?!BOARD|RING)|SECRET|TOKEN(?!IZ)|PASSW|PASSPHRASE|CREDENTIAL|(^|_)(PWD|PASS|AUTH|COOKIE|SIGNATURE)$", re.I
 )
 # of those the names that say so beyond doubt: CACHE_KEY is none
-_CLEAR = re.compile(r"SECRET|TOKEN|PASSW|PASSPHRASE|CREDENTIAL|(API|ACCESS|PRIVATE|AUTH|ENCRYPTION)_?KEY", re.I)
+_CLEAR = re.compile(
+    r"SECRET|TOKEN|PASSW|PASSPHRASE|(^|_)PASS$|CREDENTIAL|(API|ACCESS|PRIVATE|AUTH|ENCRYPTION)_?KEY", re.I
+)
 # variables named like that which hold no secret but where one lies, or how it is used
 _NO_SECRET = re.compile(r"^PWD$|(PATH|FILE|DIR|DIRECTORY|URL|URI|HOST|MODE|NAME|METHOD|TYPE|ENV|TIMEOUT|TTL)S?$", re.I)
-_USER = re.compile(r"(://)(?:[^/\s@'\"<>?#]{1,512}|[^/\s:@'\"<>]{1,256}:(?!\d{1,5}/)[^\s@'\"<>]{1,512})@")
-_PASSWORD = re.compile(r"://[^/\s:@]*:(?!\d{1,5}/)([^\s@]+)@")
+_USER = re.compile(r"(://)(?:[^/\s'\"<>?#]{1,512}|[^/\s:@'\"<>]{1,256}:(?!\d{1,5}/)[^\s@'\"<>]{1,512})@")
+_PASSWORD = re.compile(r"(?=://[^/\s:@]*:(?!\d{1,5}/)(\S+))")  # and what follows it: which @ ends it is not said
 _QUERY = re.compile(
     r"([?&;][\w.-]{0,40}(?:signature|token|secret|passw\w{0,8}|credential|api_?key|access_?key(?:_?id)?|auth|sig)=)"
     r"[^&\s#'\"<>]+", re.I,
@@ -48,12 +51,6 @@ _TOKENS = re.compile(
     r"|glpat-[\w-]{20,}|xox[abp]-[\w-]{20,}|AIza[\w-]{35}|sk-[\w-]{32,}|wandb_v\d_\w{32,})"
     r"|-----BEGIN [A-Z ]*PRIVATE KEY-----(?:.{0,10000}?-----END [A-Z ]*PRIVATE KEY-----)?", re.S,
 )  # fmt: skip
-# keys that a shell command sets (a variable of the shell is none) or gives to a program
-_COMMAND = re.compile(
-    r"\b[A-Z0-9_]*(SECRET|TOKEN|PASSWORD|API_KEY|ACCESS_KEY)[A-Z0-9_]*=(?!['\"]?([$<\s]|\.\.\.))"
-    r"|(?<![\w-])--([a-z]+-)*(token|password|passwd|secret|(api|access|secret)-?key)(=|\s+)"
-    r"(?!['\"]?([$<-]|\.\.\.))\S"
-)
 
 _remembered: set[str] = set()
 
@@ -62,6 +59,13 @@ def remember(value: str) -> None:
     """A secret of this process that is not in its environment, a token from a file."""
     if len(value) >= LEAST:
         _remembered.add(value)
+
+
+def remember_ray_token() -> None:
+    """The one that a file holds, where there is one."""
+    token = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token").expanduser()
+    if token.is_file() and os.access(token, os.R_OK):
+        remember(token.read_text(errors="replace").strip())
 
 
 def redact(text: str) -> str:
@@ -117,12 +121,18 @@ def _no_word(name: str, value: str) -> bool:
 def check_text(text: str, where: str) -> None:
     """Raises UserError where a text that is to be written elsewhere as it is, comments and commands included, holds a
     secret; the message does not repeat it."""
-    what = found_in(text) or ("a key that a command is given" if _COMMAND.search(text) else "")
+    what = found_in(text) or given_key(text)
     if what:
         raise UserError(
             f"holds {what}, and the file goes to the cluster as it is", where=where,
             remedy="take it out, also of comments: nodes find such things in their environment",
         )  # fmt: skip
+
+
+def check_overrides(overrides: Iterable[str]) -> None:
+    """As check_text, of settings that stand in a job's command."""
+    for setting in overrides:
+        check_text(setting, f"override '{setting.partition('=')[0]}=...'")
 
 
 def check_file(path: Path) -> str:
@@ -186,9 +196,7 @@ def guarded() -> Iterator[None]:
 
 def install() -> None:
     """From now on all that this process prints and logs is redacted; Ray's token is known where a file holds it."""
-    token = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token").expanduser()
-    if token.is_file() and os.access(token, os.R_OK):
-        remember(token.read_text(errors="replace").strip())
+    remember_ray_token()
     for name in ("stdout", "stderr"):
         if not isinstance(getattr(sys, name), _Stream):
             setattr(sys, name, _Stream(getattr(sys, name)))
@@ -258,8 +266,9 @@ def _known(environment: tuple[tuple[str, str], ...], remembered: frozenset[str])
     for name, value in environment:
         if _is_secret(name, value):
             secrets |= {value, value.strip()} | _parts(value)
-        for password in _PASSWORD.findall(value):  # of a proxy, a database
-            secrets |= {password, unquote(password)}
+        for rest in _PASSWORD.findall(value):  # of a proxy, a database
+            for password in [rest[:i] for i, letter in enumerate(rest) if letter == "@"]:
+                secrets |= {password, unquote(password)}
     forms = {form for secret in secrets if len(secret) >= LEAST for form in _forms(secret)}
     if not forms:
         return None

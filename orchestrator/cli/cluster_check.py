@@ -9,6 +9,7 @@ import secrets
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
@@ -26,6 +27,7 @@ from orchestrator.cli.jobs import follow
 from orchestrator.cli.watch import console_for_output
 from orchestrator.jobs import Jobs, address_of
 from orchestrator.onestorage import not_shared, storage_problem
+from orchestrator.redaction import check_file, check_overrides
 from orchestrator.scheduler import check_demand
 from orchestrator.spec import Experiment, load_spec
 
@@ -40,6 +42,8 @@ def arguments(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--here", action="store_true", help="this machine is one of the cluster: look from here")
     sub.add_argument("--megabytes", type=int, default=64, help="of the all-reduce that is timed (default 64)")
     sub.add_argument("--base", metavar="DIR", help="that relative paths in the file count from (default: its folder)")
+    text = "every node mounts the folders that the file names, under the same paths"
+    sub.add_argument("--shared-folders", action="store_true", help=text)
     sub.add_argument("--python", default="python", help="the cluster's, with Ray in it (default: python of its PATH)")
 
 
@@ -48,13 +52,16 @@ def run(options: argparse.Namespace) -> int:
     experiment = load_spec(options.experiment, options.overrides, options.base) if options.experiment else None
     if options.here:
         return _look(experiment, options.megabytes)
+    if experiment is not None:
+        check_file(experiment.path)  # it travels whole, as for submit
+        check_overrides(options.overrides)
     jobs = Jobs(address_of(options.address))
     if jobs.open_to_anyone():
         print("remark: this cluster answers without a token → start it with RAY_AUTH_MODE=token", flush=True)
     command = [options.python, "-m", "orchestrator.cli.main", "cluster", "check"]
     command += [EXPERIMENT, *options.overrides] if experiment else []
-    if experiment is not None and jobs.here():
-        command += ["--base", str(experiment.path.absolute().parent)]
+    if experiment is not None and (options.base or options.shared_folders or jobs.here()):
+        command += ["--base", str(Path(options.base or experiment.path.parent).absolute())]
     command += ["--here", "--megabytes", str(options.megabytes)]
     job = jobs.start(f"check-{secrets.token_hex(4)}", command, experiment.path if experiment else None, {})
     return 0 if follow(jobs, job) == 0 else 2

@@ -21,8 +21,12 @@ PLAIN_S = 10.0  # between two plain lines of a stage
 
 
 def console_for_output() -> Console:
-    """Wide enough for whole rows where no terminal sets a width, so that the output can be searched."""
-    return Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=220)
+    """Wide enough for whole rows where no terminal sets a width, so that the output can be searched.
+
+    No text is markup, in tables neither: errors and paths hold brackets, and others wrote the metadata of their jobs.
+    """
+    width = None if sys.stdout.isatty() else 220
+    return Console(highlight=False, markup=False, emoji=False, width=width)
 
 
 def duration(seconds: float) -> str:

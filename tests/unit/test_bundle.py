@@ -3,7 +3,10 @@
 import subprocess
 import sys
 
+import pytest
+
 import orchestrator
+from modeling.errors import UserError
 from orchestrator.bundle import EXPERIMENT, PACKAGES, make_bundle
 
 
@@ -31,3 +34,14 @@ def test_the_bundle_is_the_code_and_the_experiment(tmp_path):
     assert done.stdout.strip() == str(out / "orchestrator" / "__init__.py") != orchestrator.__file__
     source = {path.relative_to(out).as_posix() for path in files}
     assert {"orchestrator/report/pages/report.html", "stages/prepare/pages/review.js"} <= source
+
+
+def test_no_text_travels_that_holds_a_key(tmp_path):
+    experiment = tmp_path / "my.yaml"
+    experiment.write_text("name: x\n# aws_secret_access_key: wJalrXUtnFEMI/K7MDENG/bPxRfiCY\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"my\.yaml:2: holds what looks like a key"):
+        make_bundle(experiment, tmp_path / "out")
+    assert not (tmp_path / "out" / EXPERIMENT).exists()
+    experiment.write_text("name: x  # für später\n", encoding="utf-8")
+    make_bundle(experiment, tmp_path / "out")
+    assert (tmp_path / "out" / EXPERIMENT).read_text(encoding="utf-8") == "name: x  # für später\n"

@@ -23,7 +23,8 @@ from orchestrator.store import MemoryStore
 
 SECRET = "s3cr3t'of\"this/test+=&%x"
 NAMES = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "WANDB_API_KEY", "RAY_AUTH_TOKEN", "HF_TOKEN", "MY_DB_PASSWORD",
-         "PGPASSWORD", "GITHUB_PAT_TOKEN", "client_secret", "GOOGLE_APPLICATION_CREDENTIALS_JSON")  # fmt: skip
+         "DB_PASS", "MYSQL_PASS", "PGPASSWORD", "GITHUB_PAT_TOKEN", "client_secret",
+         "GOOGLE_APPLICATION_CREDENTIALS_JSON")  # fmt: skip
 
 
 @pytest.fixture
@@ -58,7 +59,8 @@ def test_what_is_refused_is_no_plain_word(name, value, text, found, monkeypatch)
 
 @pytest.mark.parametrize("name, value", [
     ("RAY_AUTH_TOKEN_PATH", "/home/me/.ray/auth_token"), ("TOKENIZERS_PARALLELISM", "disabled"), ("PWD", "/home/me"),
-    ("AWS_ENDPOINT_URL", "http://127.0.0.1:9000"), ("API_KEY", "short"), ("KEYBOARD_LAYOUT", "de-latin1"),
+    ("AWS_ENDPOINT_URL", "http://127.0.0.1:9000"), ("COMPASS", "north-east"),
+    ("API_KEY", "short"), ("KEYBOARD_LAYOUT", "de-latin1"),
 ])  # fmt: skip
 def test_what_is_no_secret_stays(name, value, monkeypatch):
     monkeypatch.setenv(name, value)
@@ -92,6 +94,8 @@ def test_any_secret_in_base64_after_any_bytes(secret, before):
     ("https://me:p%40ss@h:443/x, then", "https://***@h:443/x, then"),
     ("https://token@github.com/a/b.git", "https://***@github.com/a/b.git"),
     ("http://h:8080/picture@2x.png", "http://h:8080/picture@2x.png"),
+    ("via http://joe:p@ssw0rd1234@proxy:8080 now", "via http://***@proxy:8080 now"),
+    ("git clone https://me:p@ss@word@h/a me@h", "git clone https://***@h/a me@h"),
     ("https://b/k?X-Amz-Credential=a%2Fb&X-Amz-Signature=0f0f&x=1",
      "https://b/k?X-Amz-Credential=***&X-Amz-Signature=***&x=1"),
     ("http://h/x?endpoint_url=http://h:1&token=abc", "http://h/x?endpoint_url=http://h:1&token=***"),
@@ -104,9 +108,16 @@ def test_what_looks_like_one(text, clean):
     assert bool(found_in(text)) == (text != clean)
 
 
-def test_a_password_in_an_address_of_the_environment(monkeypatch):
-    monkeypatch.setenv("HTTPS_PROXY", "http://me:p%2Fassword@proxy:3128")
-    assert redact("p/assword and p%2Fassword") == "*** and ***"
+@pytest.mark.parametrize("address, forms", [
+    ("http://me:p%2Fassword@proxy:3128", ["p/assword", "p%2Fassword"]),
+    ("http://joe:p@ssw0rd1234@proxy:8080", ["p@ssw0rd1234"]),
+    ("postgres://me:pass/w@rd1234@db/x?mail=a@b", ["pass/w@rd1234"]),
+    ("redis://:hunter2hunter2@a:1,redis://:hunter3hunter3@b:1", ["hunter2hunter2", "hunter3hunter3"]),
+])  # fmt: skip
+def test_a_password_in_an_address_of_the_environment(address, forms, monkeypatch):
+    monkeypatch.setenv("HTTPS_PROXY", address)
+    for form in forms:
+        assert redact(f"it is {form}.") == "it is ***."
 
 
 def test_parts_of_a_secret_that_has_several(monkeypatch):

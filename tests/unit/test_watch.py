@@ -2,9 +2,11 @@
 
 import io
 
+import pytest
 from rich.console import Console
+from rich.table import Table
 
-from orchestrator.cli.watch import Watch
+from orchestrator.cli.watch import Watch, console_for_output
 from orchestrator.ledger import Ledger
 from orchestrator.progress import Recorder
 from orchestrator.store import MemoryStore
@@ -46,3 +48,15 @@ def test_each_line_is_told_once_and_old_logs_are_left_alone(monkeypatch):
     store.read.clear()
     watch({"mlp"})
     assert [key for key in store.read if "/logs/" in key] == [f"{P}/logs/e0001a0003.log"]
+
+
+@pytest.mark.parametrize("text", ["bug: [/data/x.json] has no field", "[bold]no style[/bold]", "a :warning: [0]"])
+def test_no_text_is_markup(text, capsys):
+    """An error's, that of another's job: not in a table, its title or a plain line."""
+    table = Table(title=text)
+    table.add_column(text)
+    table.add_row(text)
+    console = console_for_output()
+    console.print(table)
+    console.print(text)
+    assert capsys.readouterr().out.count(text) == 4
