@@ -2,13 +2,14 @@
 where a stage has to wait.
 
 Invariants: a GCS that does not answer never changes a decision: in all there is what there was at the last look, and
-nothing is free. A cluster that starts machines on demand hears of nothing but requests, so a wish for more workers is a
-placement group that waits; it is let go once Ray could place it, and dies with this driver, so that no machine is held
-for nobody.
+nothing is free; before the first look nothing is known, so nothing can be refused. A cluster that starts machines on
+demand hears of nothing but requests, so a wish for more workers is a placement group that waits; it is let go once Ray
+could place it, and dies with this driver, so that no machine is held for nobody.
 """
 
 import logging
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -19,6 +20,9 @@ from cluster.shape import ClusterParams
 from orchestrator.placement import Machine, allows, asked, each, fitting, may_come, shown
 from stages.params import Resources
 
+FIRST_LOOK_S = 15.0  # that a GCS is given to answer for the first time
+AGAIN_S = 0.5
+
 log = logging.getLogger(__name__)
 
 
@@ -28,16 +32,21 @@ class Capacity:
     def __init__(self, grows: ClusterParams | None = None):
         self._grows = grows
         self._last: list[Machine] = []
+        self._patient_until = time.monotonic() + FIRST_LOOK_S
         self._lock = threading.Lock()
         self._wishes: list[Any] = []  # placement groups
 
     def machines(self) -> list[Machine]:
-        """As large as they are, with those that may still be started."""
-        try:
-            there = places()
-        except Unanswered as error:
-            log.warning("the cluster does not answer, it is taken to be as it was: %s", error)
-            return self._last
+        """As large as they are, with those that may still be started; none while it is not known."""
+        while True:
+            try:
+                there = places()
+                break
+            except Unanswered as error:
+                if self._last or time.monotonic() > self._patient_until:
+                    log.warning("the cluster does not answer, it is taken to be as it was: %s", error)
+                    return self._last
+                time.sleep(AGAIN_S)
         self._last = [Machine(place.total, place.labels) for place in there]
         self._last += may_come(self._grows, [place.labels for place in there])
         return self._last
@@ -53,16 +62,19 @@ class Capacity:
             return 0
 
     @contextmanager
-    def wish(self, resources: Resources, together: int, more: int) -> Iterator[None]:
+    def wish(self, resources: Resources, together: int, more: int) -> Iterator[bool]:
         """Within it the cluster is asked for `together` workers at once, and for each of `more` by itself, as far as it
-        may start machines for them: an autoscaler passes over a group that never fits as a whole."""
+        may start machines for them: an autoscaler passes over a group that never fits as a whole.
+
+        Yields whether it was asked for anything: not where no machine may come now, which another look may find.
+        """
         wishes: list[Any] = []
         if self._grows:
             come = fitting(resources, [machine for machine in self.machines() if not machine.there])
             sizes = [together] * (together > 0) + [1] * min(more, come)
             wishes = [self._make(resources, workers) for workers in sizes if come]
         try:
-            yield
+            yield bool(wishes)
         finally:
             with self._lock:
                 for wish in wishes:

@@ -91,6 +91,10 @@ def ask_job_to_stop(store: Store, experiment: str, job: str, in_s: float, reason
     store.put(_request(experiment, job), json.dumps({"in_s": in_s, "reason": reason}).encode())
 
 
+def job_is_asked_to_stop(store: Store, experiment: str, job: str) -> bool:
+    return store.exists(_request(experiment, job))
+
+
 def _note(experiment: str) -> str:
     return f"experiments/{experiment}/driver.json"
 

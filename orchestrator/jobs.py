@@ -1,7 +1,8 @@
 """The only file that knows Ray's Jobs API: drivers that run on the head of a cluster, submitted from outside.
 
 Invariant: a request that fails says which of three it was: nobody there, no or a wrong token, or what the cluster says.
-What a job is about (experiment, storage) is in its metadata, so that its id alone is enough to find it again.
+What a job is about (experiment, storage, a digest of its settings) is in its metadata: its id alone is enough to find
+it again, and to tell whether it is what would be submitted now.
 """
 
 import asyncio
@@ -13,13 +14,18 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+from pydantic_core import to_jsonable_python
 
 from cluster import driverjob
 from modeling.errors import UserError
 from orchestrator.bundle import EXPERIMENT, make_bundle
+from orchestrator.fingerprint import fingerprint
 from orchestrator.spec import Experiment
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
@@ -40,10 +46,26 @@ def address_of(option: str | None) -> str:
     address = option or os.environ.get("RAY_API_SERVER_ADDRESS") or DEFAULT_ADDRESS
     if "://" not in address:
         address = f"http://{address}"
-    if not address.startswith(("http://", "https://")):
+    if not _is_url(address):
         raise UserError(f"{address} is no address of a Ray dashboard", where="--address",
                         remedy="give http://HEAD:8265, as `ray start --head` prints it")  # fmt: skip
     return address.rstrip("/")
+
+
+def _is_url(address: str) -> bool:
+    try:
+        parts = urlsplit(address)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port that is none, half an IPv6 address
+        return False
+
+
+def settings(experiment: Experiment) -> str:
+    """A digest of all that an experiment sets, as it counts and not as it is written, overrides included."""
+    its = {one.name: getattr(experiment, one.name) for one in fields(experiment)}
+    stages = {name: [stage.kind_name, stage.params] for name, stage in experiment.stages.items()}
+    del its["path"], its["sweep"]  # where the file lies; how it names many stages, which are all among `stages`
+    return fingerprint(to_jsonable_python(its | {"stages": stages}))
 
 
 class Jobs:
@@ -86,7 +108,7 @@ class Jobs:
         job = f"{experiment.name}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(2)}"
         command = [python, "-m", "orchestrator.cli.main", "run", EXPERIMENT, *overrides]
         command += ["--grace", f"{grace:g}"] + (["--base", str(base)] if base else [])
-        metadata = driverjob.metadata(experiment.name, experiment.storage, grace)
+        metadata = driverjob.metadata(experiment.name, experiment.storage, grace) | {"settings": settings(experiment)}
         return self.start(job, command, experiment.path, metadata, grace)
 
     def start(
@@ -151,7 +173,10 @@ class Jobs:
         return self._ask(lambda: self._client.get_job_logs(job))
 
     def follow(self, job: str) -> None:
-        """Print what it says until it ends; of a job that has ended, all of it. A broken connection is made again."""
+        """Print what it says until it ends; of a job that has ended, all of it. A broken connection is made again.
+
+        So is one that was closed in good order while the job runs: a dashboard that stops or starts anew does that.
+        """
         printed = 0
 
         async def tail() -> None:
@@ -167,12 +192,17 @@ class Jobs:
         while True:
             before = printed
             try:
-                return self._ask(lambda: asyncio.run(tail()))
-            except UserError:
+                self._ask(lambda: asyncio.run(tail()))
+                if self._status(job) not in RUNNING:
+                    return
+                lost = None
+            except UserError as error:
+                if getattr(error.__cause__, "status", None) == 404:
+                    self.info(job)  # says so where the cluster, started anew, does not know the job
                 lost = time.monotonic() if lost is None or printed > before else lost
                 if time.monotonic() - lost > RECONNECT_S:
                     raise
-                time.sleep(1.0)
+            time.sleep(1.0)
 
     def stop(self, job: str) -> None:
         """SIGTERM to the driver, which saves and stops; SIGKILL after driverjob.STOP_WAIT_S."""
@@ -181,11 +211,14 @@ class Jobs:
     def wait(self, job: str, patience_s: float) -> str:
         """Its status once it has ended, or when patience is over."""
         until = time.monotonic() + patience_s
-        while (status := str(self._ask(lambda: self._client.get_job_status(job)).value)) in RUNNING:
+        while (status := self._status(job)) in RUNNING:
             if time.monotonic() >= until:
                 break
             time.sleep(1.0)
         return status
+
+    def _status(self, job: str) -> str:
+        return str(self._ask(lambda: self._client.get_job_status(job)).value)
 
     def _ask(self, call: Callable[[], T]) -> T:
         import aiohttp

@@ -10,9 +10,10 @@ from typing import Any
 
 from modeling.errors import UserError
 from orchestrator.graph import ready
-from orchestrator.placement import Machine, asked, fits, shown
+from orchestrator.placement import Machine, allows, asked, fits, fitting, shown
 from orchestrator.sharing import distinct_needs
 from orchestrator.spec import Experiment
+from stages.params import Resources
 
 POLL_S = 0.25
 
@@ -20,22 +21,51 @@ POLL_S = 0.25
 def check_demand(experiment: Experiment, stages: Iterable[str], machines: Sequence[Machine]) -> None:
     """Raises UserError for a stage that can never start on these machines: Ray would wait for ever.
 
-    machines: as large as they are in all, those that may still be started too.
+    machines: as large as they are in all, those that may still be started too; none: it is not known now, and stages
+    wait for room by themselves.
     """
-    for name in stages:
+    for name in stages if machines else ():
         resources = experiment.stages[name].params.resources
         if not fits(resources, (), machines):
-            lower = "workers" if resources.least > 1 else "gpus" if resources.gpus else "cpus"
             raise UserError(
                 f"asks for {asked(resources)}, and there are {shown(machines)}",
                 where=f"stages.{name}.resources",
-                remedy=f"ask for less, e.g. stages.{name}.resources.{lower}={_less(resources, lower)}, connect to a "
-                "larger cluster, or declare under 'cluster.nodes' the machines that it may start",
+                remedy=f"{_remedy(f'stages.{name}.resources', resources, machines)}, connect to a larger cluster, or "
+                "declare under 'cluster.nodes' the machines that it may start",
             )
 
 
-def _less(resources: Any, name: str) -> str:
-    return "1" if name == "workers" else "0" if name == "gpus" else "1"
+def _remedy(field: str, resources: Resources, machines: Sequence[Machine]) -> str:
+    """What to change at `field` so that they would do; where no machine is meant, size is not what is in the way."""
+    meant = [machine for machine in machines if allows(machine.labels, resources.selector)]
+    if meant or not resources.selector:
+        less = _less(resources, meant)
+        return f"ask for less, e.g. {field}.{less}" if less else "ask for less"
+    wrong = [
+        label for label, value in resources.selector.items()
+        if not any(allows(machine.labels, {label: value}) for machine in machines)
+    ]  # fmt: skip
+    if not wrong:
+        return f"leave one of {', '.join(resources.selector)} out of {field}: no node has them all"
+    parts = []
+    for label in wrong:
+        setting = "labels" if label in resources.labels else "accelerator"
+        there = ", ".join(sorted({machine.labels[label] for machine in machines if label in machine.labels}))
+        named = f"{field}.{setting}" + (f" ({label})" if setting == "labels" else "")
+        parts.append(f"set {named} to what is there ({there}) or leave it out" if there else f"leave {named} out")
+    return ", ".join(parts)
+
+
+def _less(resources: Resources, machines: Sequence[Machine]) -> str:
+    """'workers=2': one setting that is enough to make it fit; '' where no single one is."""
+    gpus, cpus = (max((machine.room.get(what, 0.0) for machine in machines), default=0.0) for what in ("GPU", "CPU"))
+    tries = [("workers", fitting(resources, machines)), ("gpus", gpus), ("cpus", cpus), ("cpus", 1)]
+    for name, value in tries:
+        asks = resources.least if name == "workers" else getattr(resources, name)
+        possible = value < asks and (value > 0 or name == "gpus")
+        if possible and fits(resources.model_copy(update={name: value}), (), machines):
+            return f"{name}={value:g}"
+    return ""
 
 
 def run_all(

@@ -1,7 +1,7 @@
 """`stageline submit`, `list`, `cancel`, and the parts of `status` and `logs` that take a job: drivers on a cluster.
 
 Invariant: a submitted experiment needs nothing of this machine any more; submitting it again goes on where it was, and
-one that runs already is not started twice.
+one that runs already, with the same settings, is not started twice.
 """
 
 import argparse
@@ -15,16 +15,18 @@ from rich.table import Table
 from cluster.driverjob import STOP_WAIT_S
 from modeling.errors import UserError
 from orchestrator.cli.watch import console_for_output, duration
-from orchestrator.drivernote import ask_job_to_stop, read_note
+from orchestrator.drivernote import ask_job_to_stop, job_is_asked_to_stop, read_note
 from orchestrator.errors import StorageTransient
-from orchestrator.jobs import RUNNING, Jobs, address_of
+from orchestrator.jobs import RUNNING, Jobs, address_of, settings
 from orchestrator.portable import local_paths
-from orchestrator.redaction import check_file, check_text
+from orchestrator.redaction import check_file, check_overrides
+from orchestrator.s3 import with_patience
 from orchestrator.spec import Experiment, load_spec
 from orchestrator.store import Store, open_store
 
 KILL_S = 30.0  # for Ray to end by force what does not end
 CANCEL_S = 120.0  # beyond the grace, for the last save of all stages before the driver is told by SIGTERM too
+REACH_S = 10.0  # for a store to answer: it may be one that the cluster alone reaches
 
 
 def is_job(name: str) -> bool:
@@ -36,8 +38,7 @@ def is_job(name: str) -> bool:
 def submit(options: argparse.Namespace) -> int:
     experiment = load_spec(options.experiment, options.overrides)
     check_file(experiment.path)  # it travels whole, comments too; settings stand in the job's command
-    for setting in options.overrides:
-        check_text(setting, f"override '{setting.partition('=')[0]}=...'")
+    check_overrides(options.overrides)
     address = address_of(options.address)
     jobs = Jobs(address)
     shared = options.shared_folders or jobs.here()
@@ -47,19 +48,40 @@ def submit(options: argparse.Namespace) -> int:
     if jobs.open_to_anyone():
         console.print(f"warning: {address} answers without a token, so whoever reaches it runs code there; "
                       "start the cluster with RAY_AUTH_MODE=token", markup=False)  # fmt: skip
-    job = jobs.running(experiment)
+    given = f" --address {address}" if options.address else ""
+    job = _running(jobs, experiment, given)
     if job is not None:
         console.print(f"{experiment.name} runs already as {job}", markup=False)
     else:
         base = Path(options.experiment).absolute().parent if shared else None
         job = jobs.submit(experiment, options.overrides, base, options.grace, options.python)
         console.print(f"submitted {job}", markup=False)
-    given = f" --address {address}" if options.address else ""
     for verb in ("logs -f", "status", "cancel"):
         console.print(f"  stageline {verb} {job}{given}", markup=False)
     if not options.follow:
         return 0
     return follow(jobs, job)
+
+
+def _running(jobs: Jobs, experiment: Experiment, given: str) -> str | None:
+    """The job that runs this experiment as it is here. Raises UserError for one that does not, or is about to end."""
+    job = jobs.running(experiment)
+    known = jobs.info(job) if job is not None else None
+    if known is None or known.status not in RUNNING:  # it may have ended in the meantime
+        return None
+    try:
+        stopping = job_is_asked_to_stop(
+            with_patience(open_store(experiment.storage), REACH_S), experiment.name, known.submission_id
+        )
+    except (UserError, StorageTransient, OSError):  # out of reach from here
+        stopping = False
+    if stopping:
+        raise UserError(f"{experiment.name} is stopping as {job}", where=str(experiment.path),
+                        remedy=f"submit it again when it has ended; stageline logs -f {job}{given} waits")  # fmt: skip
+    if known.metadata.get("settings", settings(experiment)) != settings(experiment):  # older ones have none
+        raise UserError(f"{experiment.name} runs with other settings as {job}", where=str(experiment.path),
+                        remedy=f"`stageline cancel {job}{given}` first, or give it another `name:`")  # fmt: skip
+    return job
 
 
 def follow(jobs: Jobs, job: str) -> int:
@@ -140,7 +162,8 @@ def cancel(options: argparse.Namespace) -> int:
         if "storage" not in about or "experiment" not in about:
             raise UserError("it is no experiment that stageline submitted")
         store = open_store(about["storage"])
-        ask_job_to_stop(store, about["experiment"], options.job, options.grace, "cancelled by stageline cancel")
+        reachable = with_patience(store, REACH_S)
+        ask_job_to_stop(reachable, about["experiment"], options.job, options.grace, "cancelled by stageline cancel")
         print(f"asked all stages to save and stop within {options.grace:g} s", flush=True)
         _wait_until_stopped(store, about["experiment"], jobs, options.job, options.grace + CANCEL_S)
     except (UserError, StorageTransient) as error:

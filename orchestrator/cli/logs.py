@@ -2,17 +2,20 @@
 
 import argparse
 import time
+from typing import Any
 
 from modeling.errors import UserError
 from orchestrator.cli import jobs
 from orchestrator.cli.commands import reachable, recorded
 from orchestrator.ledger import Ledger
+from orchestrator.liveness import TIMEOUT_S, alive, presumed_dead
 from orchestrator.progress import read_logs
 from orchestrator.report.read import word
 from orchestrator.spec import load_spec
 from orchestrator.store import Store
 
 LOOK_S = 2.0
+SILENT_S = 2 * TIMEOUT_S  # without a sign of life, after which a driver that cannot be seen from here is given up
 FAILED_S = 15.0  # for which a failed stage has to stay so: its driver may start it again
 
 
@@ -27,14 +30,27 @@ def logs(options: argparse.Namespace) -> int:
     prefix = recorded(experiment, store, options.stage)
     printed: dict[str, int] = {}
     _print_new(store, prefix, printed)
-    failed_at = None
+    ledger, failed_at = Ledger(store, prefix), None
+
+    def look(_: Any = None) -> None:
+        time.sleep(LOOK_S)
+        _print_new(store, prefix, printed)
+
     while options.follow:
-        status, now = word(Ledger(store, prefix).state()), time.monotonic()
+        state, now = ledger.state(), time.monotonic()
+        status = word(state)
         failed_at = (failed_at or now) if status == "failed" else None
         if status in ("completed", "interrupted") or (failed_at is not None and now - failed_at > FAILED_S):
             break
-        time.sleep(LOOK_S)
-        _print_new(store, prefix, printed)
+        if status not in ("claimed", "running") or state.owner is None or alive(state.owner) is not None:
+            look()
+        elif (
+            presumed_dead(store, prefix, state.token[0], state.owner, SILENT_S, sleep=look) and ledger.state() == state
+        ):
+            _print_new(store, prefix, printed)
+            who = f"pid {state.owner['pid']} on {state.owner['host']}"
+            print(f"{options.stage} is interrupted: its driver ({who}) gives no sign of life; submit or run it again")
+            break
     return 0
 
 

@@ -5,6 +5,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 from typing import Any
 
+import aiohttp
 import pytest
 
 from modeling.errors import UserError
@@ -57,9 +58,13 @@ def test_the_address(monkeypatch, option, variable, address):
     assert address_of(option) == address
 
 
-def test_an_address_of_the_wrong_service_is_told():
+@pytest.mark.parametrize(
+    "address",
+    ["ray://head:10001", "http://", "https:///", "http://:8265", "http://[::1", "http://head:x", "head:99999"],
+)
+def test_what_is_no_address_of_a_dashboard_is_told(address):
     with pytest.raises(UserError, match="no address of a Ray dashboard"):
-        address_of("ray://head:10001")
+        address_of(address)
 
 
 @pytest.mark.parametrize(
@@ -82,6 +87,10 @@ def test_nobody_there(monkeypatch):
         Jobs("http://127.0.0.1:9")
 
 
+def ended(job):
+    return SimpleNamespace(value="SUCCEEDED")
+
+
 def jobs_with(client: Any) -> Jobs:
     jobs = Jobs.__new__(Jobs)
     jobs.address, jobs._client = "http://head:8265", client
@@ -100,8 +109,40 @@ def test_a_log_whose_connection_breaks_goes_on_where_it_was(capsys, monkeypatch)
                 raise RuntimeError("WebSocket connection closed unexpectedly while job is still running")
             yield line
 
-    jobs_with(SimpleNamespace(tail_job_logs=tail)).follow("x-1")
+    jobs_with(SimpleNamespace(tail_job_logs=tail, get_job_status=ended)).follow("x-1")
     assert capsys.readouterr().out == "one\ntwo\nthree\nfour\n" and cuts == []
+
+
+@pytest.mark.parametrize("first", ["RUNNING", ConnectionError("the dashboard starts anew")])
+def test_a_log_that_is_closed_in_good_order_goes_on_while_the_job_runs(capsys, monkeypatch, first):
+    """And where the job ended before the dashboard could be asked, its last lines are printed too."""
+    monkeypatch.setattr(module.time, "sleep", lambda seconds: None)
+    cuts, statuses = [1, 3], [first, "SUCCEEDED"]
+
+    async def tail(job):
+        for line in ["one\n", "two\n", "three\n"][: cuts.pop(0)]:
+            yield line
+
+    def status(job):
+        its = statuses.pop(0)
+        if isinstance(its, Exception):
+            raise its
+        return SimpleNamespace(value=its)
+
+    jobs_with(SimpleNamespace(tail_job_logs=tail, get_job_status=status)).follow("x-1")
+    assert capsys.readouterr().out == "one\ntwo\nthree\n" and cuts == statuses == []
+
+
+def test_a_log_of_a_job_that_the_cluster_has_forgotten_is_given_up_at_once(monkeypatch):
+    request: Any = SimpleNamespace(real_url="http://head:8265")
+    monkeypatch.setattr(module.time, "sleep", lambda seconds: pytest.fail("it had to wait"))
+
+    async def tail(job):
+        raise aiohttp.WSServerHandshakeError(request, (), status=404)
+        yield
+
+    with pytest.raises(UserError, match="no job 'x-1' on http://head:8265"):
+        jobs_with(SimpleNamespace(tail_job_logs=tail, list_jobs=list)).follow("x-1")
 
 
 def test_a_log_that_stays_out_of_reach_is_given_up(monkeypatch):
@@ -158,3 +199,13 @@ def test_no_key_travels_with_an_experiment(tmp_path, capsys, monkeypatch):
     assert main(["submit", str(tmp_path / "x.yaml")]) == 2
     said = capsys.readouterr().err
     assert "x.yaml:7" in said and key not in said
+
+
+def test_what_another_wrote_of_a_job_is_listed_as_it_is(monkeypatch, capsys):
+    about = {"experiment": "x", "storage": "/mnt/[/old]/[red]runs"}
+    job = SimpleNamespace(
+        metadata=about, end_time=None, start_time=1, submission_id="x-1", status=SimpleNamespace(value="RUNNING")
+    )
+    monkeypatch.setattr(cli, "Jobs", lambda address: SimpleNamespace(list=lambda: [job]))
+    assert cli.list_jobs(parse(["list"])) == 0
+    assert about["storage"] in capsys.readouterr().out

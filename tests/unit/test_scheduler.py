@@ -131,9 +131,48 @@ def test_more_than_there_is_is_refused_before_anything_starts(spec):
     with pytest.raises(UserError, match=r"2 workers × \(1 CPU\), and there are 1 × \(1 CPU\)") as caught:
         run(spec(), runs, cpus=1.0)
     assert runs.order == [] and caught.value.where == "stages.mlp_warmup.resources"
-    with pytest.raises(UserError, match=r"\(1 CPU, 1 GPU\), and there are 1 × \(8 CPU\) → .*workers=1"):
+    with pytest.raises(UserError, match=r"\(1 CPU, 1 GPU\), and there are 1 × \(8 CPU\) → .*gpus=0,"):
         run(spec("stages.mlp_warmup.resources.gpus=1"), runs)
     check_demand(spec(), ["a_data"], [Machine({"CPU": 1.0})])
+
+
+A100 = Machine({"CPU": 192.0, "GPU": 8.0}, {"ray.io/accelerator-type": "A100", "disk": "ssd"})
+CPU = Machine({"CPU": 32.0}, {"ray.io/market-type": "spot", "disk": "hdd"})
+
+
+@pytest.mark.parametrize(
+    "asks, remedy",
+    [
+        (["workers=1", "gpus=1", "accelerator=H100"],
+         "set stages.mlp_warmup.resources.accelerator to what is there (A100) or leave it out, connect to"),
+        (["labels={ray.io/market-type: on_demand}"],
+         "set stages.mlp_warmup.resources.labels (ray.io/market-type) to what is there (spot) or leave it out"),
+        (["labels={team: x}"], "leave stages.mlp_warmup.resources.labels (team) out, connect to"),
+        (["accelerator=A100", "labels={disk: hdd}"],
+         "leave one of ray.io/accelerator-type, disk out of stages.mlp_warmup.resources: no node has them all"),
+        (["accelerator=H100", "labels={disk: x, team: y}"],
+         "set stages.mlp_warmup.resources.accelerator to what is there (A100) or leave it out, set "
+         "stages.mlp_warmup.resources.labels (disk) to what is there (hdd, ssd) or leave it out, leave "
+         "stages.mlp_warmup.resources.labels (team) out, connect"),
+        (["workers=[9, 16]", "gpus=2"], "ask for less, e.g. stages.mlp_warmup.resources.workers=4, connect"),
+        (["workers=1", "gpus=16"], "ask for less, e.g. stages.mlp_warmup.resources.gpus=8, connect"),
+        (["workers=1", "cpus=256"], "ask for less, e.g. stages.mlp_warmup.resources.cpus=192, connect"),
+        (["workers=2", "gpus=1", "cpus=256"], "ask for less, e.g. stages.mlp_warmup.resources.cpus=1, connect"),
+        (["workers=2", "gpus=9", "cpus=256"], "ask for less, connect"),
+    ],
+)  # fmt: skip
+def test_what_is_advised_where_it_does_not_fit_would_help(spec, asks, remedy):
+    experiment = spec(*(f"stages.mlp_warmup.resources.{setting}" for setting in asks))
+    with pytest.raises(UserError) as caught:
+        check_demand(experiment, ["mlp_warmup"], [A100, CPU])
+    assert caught.value.remedy.startswith(remedy)
+
+
+def test_nothing_is_refused_while_it_is_not_known_what_is_there(spec):
+    """A control service that does not answer at the first look: the stages wait for room themselves."""
+    runs = Runs()
+    assert run_all(spec(), set(), list, runs.start, lambda _: None) == {}
+    assert sorted(runs.order) == sorted(ALL)
 
 
 def test_a_stage_that_has_to_wait_for_another_says_so(spec):
