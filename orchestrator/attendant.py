@@ -68,7 +68,7 @@ class Attendant:
                     if looks >= GROW_LOOKS:
                         workers = min(self._workers + more, self._resources.most)
                         reason = f"room for {workers} workers, {self._workers} run"
-                        return ask_to_stop(self._store, self._prefix, self._token, 0.0, reason)
+                        return ask_to_stop(self._store, self._prefix, self._token, 0.0, reason, "grown")
             except (OSError, StorageTransient, UserError) as error:  # it asks again: a full disk may pass
                 log.warning("storage does not answer: %s", error)
 

@@ -6,6 +6,7 @@ Nothing here is truth: what an attempt did about it is in the ledger.
 """
 
 import json
+from collections.abc import Iterable
 
 from orchestrator.checkpoints import token_name
 from orchestrator.ledger import Token
@@ -15,9 +16,10 @@ from orchestrator.store import Missing, Store
 POLL_S = 1.0  # between two looks of rank 0
 
 
-def ask_to_stop(store: Store, prefix: str, token: Token, in_s: float, reason: str) -> None:
-    """The attempt of `token` has to be over in `in_s` seconds: it saves last before that, and stops."""
-    body = {"in_s": in_s, "reason": redact(reason)}
+def ask_to_stop(store: Store, prefix: str, token: Token, in_s: float, reason: str, origin: str = "asked") -> None:
+    """The attempt of `token` has to be over in `in_s` seconds: it saves last before that, and stops. origin: a key of
+    ledger.ORIGINS."""
+    body = {"in_s": in_s, "reason": redact(reason), "origin": origin}
     store.put(_key(prefix, token), json.dumps(body).encode())
 
 
@@ -28,6 +30,16 @@ def asked_to_stop(store: Store, prefix: str, token: Token) -> tuple[float, str] 
         return float(body["in_s"]), str(body["reason"])
     except Missing:
         return None
+
+
+def stopped_by(store: Store, prefix: str, token: Token, said: Iterable[str]) -> str:
+    """Who stopped an attempt that saved and stopped, by what its ranks said: the origin of the request here where they
+    name its reason, else "notice": the cluster told them."""
+    try:
+        body = json.loads(store.get(_key(prefix, token)))
+    except Missing:
+        return "notice"
+    return str(body.get("origin", "asked")) if any(body["reason"] in text for text in said) else "notice"
 
 
 def stacks_key(prefix: str, token: Token, rank: int) -> str:

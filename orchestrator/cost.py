@@ -4,9 +4,10 @@ Invariant: a pure fold over the ledger's account (accounts.py) and the notes of 
 prices of `cluster:` (cluster/shape.py); what is not known is told as unknown and never counts as nothing.
 
 What counts: a worker costs the price of its machine times the largest of its shares of it, GPUs or cores, from when the
-attempt begins to the newest entry that it wrote or, while it runs, to now. An attempt begins once there is room for its
-workers, so queueing costs nothing, but planning packs and waiting for a machine that is being started do count. Of
-an attempt whose driver was lost nobody knows how long it went on: it counts to its newest entry. The part of a machine
+attempt begins to the newest entry that it wrote or, while it runs, to now; to a little after it was last heard of where
+nobody can see from here whether it runs (billed_until). An attempt begins once there is room for its workers, so
+queueing costs nothing, but planning packs and waiting for a machine that is being started do count. Of an attempt whose
+driver was lost nobody knows how long it went on: it counts to its newest entry. The part of a machine
 that no stage occupies is charged to nobody; the head, which all share, costs while any attempt goes on. Wasted is the
 time of an attempt without its steps that survive, at its price: starts, lost steps, storing the result; of a stage that
 does not train, attempts that did not complete.
@@ -54,7 +55,7 @@ def stage_costs(
     cluster: ClusterParams, resources: Resources, trains: bool, sums: Account, places: Mapping[Token, Places],
     now: float | None = None,
 ) -> list[Cost]:  # fmt: skip
-    """Of each attempt, in order. now: unix seconds where the last one still runs; None where none does."""
+    """Of each attempt, in order. now: unix seconds to which the last one runs (billed_until); None where none does."""
     out = []
     for attempt, (began, end) in zip(sums.attempts, spans(sums, now)):
         running = now is not None and attempt is sums.attempts[-1] and attempt.ended is None
@@ -139,11 +140,12 @@ def machines_for(cluster: ClusterParams, resources: Resources) -> dict[str, Node
 
 
 def _guessed(cluster: ClusterParams, resources: Resources) -> float | None:
-    """Of a stage that does not train, and so leaves no note: its most workers all the time, on the cheapest type."""
+    """Of a stage that does not train, and so leaves no note: its most workers all the time, on the dearest type that
+    fits; None where one that fits has no price, for it may be the dearest."""
     nodes = machines_for(cluster, resources).values()
     prices = [worker_price(node, resources.cpus, resources.gpus) for node in nodes]
     known = [price for price in prices if price is not None]
-    return min(known) * resources.most if known else None
+    return max(known) * resources.most if known and len(known) == len(prices) else None
 
 
 class Bill:

@@ -13,9 +13,9 @@ from typing import Any
 
 from orchestrator.attendant import Attendant, Stop
 from orchestrator.checkpoints import token_name
-from orchestrator.control import hung
+from orchestrator.control import hung, stopped_by
 from orchestrator.drivernote import QUEUED
-from orchestrator.errors import ErrorClass, Fenced, Hang, classify, one_line
+from orchestrator.errors import ErrorClass, Fenced, Hang, causes, classify, one_line
 from orchestrator.fingerprint import Identity
 from orchestrator.ledger import Ledger, Token
 from orchestrator.liveness import Heartbeat, owner, presumed_dead
@@ -35,7 +35,7 @@ LOOK_S, LATE_LOOK_S = 0.05, 0.5  # between two looks for room, before and after 
 STORE_PATIENCE_S = 900.0  # of the driver with a store that is away: nobody is served by its giving up sooner
 
 
-Wish = Callable[[Resources, int, int], AbstractContextManager[None]]
+Wish = Callable[[Resources, int, int], AbstractContextManager[bool]]
 
 
 class StageFailed(Exception):
@@ -82,13 +82,13 @@ def run_stage(
     stop: Stop | None = None,
     room: Callable[[Resources], int] = lambda resources: resources.most,
     waits: Callable[[Resources], str] = lambda resources: "there is no room",
-    wish: Wish = lambda resources, together, more: nullcontext(),
+    wish: Wish = lambda resources, together, more: nullcontext(False),
 ) -> None:
     """Bring a stage to completion, or raise StageFailed. attempt(task, stopping): runs one (launch.run_attempt).
 
     events(stage, message): what a user should see. stop: the driver was asked to stop. room(resources): workers of this
     size that fit on what is free now. waits(resources): why there is none for it. wish(resources, together, more):
-    within it the cluster is asked for so many workers at once, and for each of so many more by itself.
+    within it the cluster is asked for so many workers at once, and for each of so many more by itself; whether it is.
     Where a living driver has the stage, waits for its result or its end.
     """
     name, stop, impatient = job.stage.name, stop or Stop(), store
@@ -188,9 +188,10 @@ def _size(
 ) -> int:
     """How many workers the next attempt has: the most that fit, once what the last one held had time to come free.
 
-    Where not even the fewest fit, the cluster is asked for more, and why the stage waits is told whenever it changes.
+    Where not even the fewest fit, the cluster is asked for more, as soon as it may start any, and why the stage waits
+    is told whenever it changes.
     """
-    began, told, asked = time.monotonic(), "", 0.0
+    began, told, looked, wished = time.monotonic(), "", 0.0, False
     with ExitStack() as wishes:
         while not stop.is_set():
             free, waited = room(resources), time.monotonic() - began
@@ -199,10 +200,11 @@ def _size(
                 if told:
                     events(name, f"there is room for {workers} workers")
                 return workers
-            if waited >= TELL_S and waited - asked >= TELL_S:
-                if not asked:
-                    wishes.enter_context(wish(resources, resources.least, resources.most - resources.least))
-                asked = waited
+            if waited >= TELL_S and waited - looked >= TELL_S:
+                if not wished:
+                    more = resources.most - resources.least
+                    wished = wishes.enter_context(wish(resources, resources.least, more))
+                looked = waited
                 reason = waits(resources)
                 if reason != told:
                     told = reason
@@ -245,7 +247,8 @@ def _record_failure(
 ) -> None:
     step = _reached(store, job, token)
     if error_class is ErrorClass.preempted:
-        ledger.append("preempted", token, step=step, reason=one_line(error, error_class))
+        origin = stopped_by(store, job.prefix, token, map(str, causes(error)))
+        ledger.append("preempted", token, step=step, reason=one_line(error, error_class), origin=origin)
         return
     ledger.append("failed", token, error_class=error_class.value, message=one_line(error, error_class), step=step)
     text = "".join(traceback.format_exception(error))

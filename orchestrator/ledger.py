@@ -11,6 +11,7 @@ import json
 import logging
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -36,11 +37,15 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "attempt": ("workers",),
     "started": ("step",),  # an attempt made its first step after resuming from `step`
     "checkpoint": ("step", "manifest", "train_s"),  # train_s: seconds of the steps since the entry before or the start
-    "preempted": ("step", "reason"),  # step: the last one that was trained
+    "preempted": ("step", "reason", "origin"),  # step: the last one that was trained; origin: a key of ORIGINS
     "failed": ("class", "message", "step"),
     "retired": ("step", "manifest"),
     "completed": ("manifest", "summary", "train_s"),
 }
+# Who ended an attempt that saved and stopped, and what that is called: the announced end of a machine, the driver for a
+# larger attempt, a user or whoever ends the driver.
+ORIGINS = {"notice": "preempted", "grown": "grown", "asked": "stopped"}
+_OPTIONAL = {"origin"}  # which earlier entries do not have: "notice" then
 # What entries of version 1 do not say.
 _ADDED = {"train_s": 0.0, "step": 0, "reason": "asked to stop"}
 
@@ -69,7 +74,7 @@ class Checkpoint:
 @dataclass(frozen=True)
 class Failure:
     """One attempt that ended without a result. step: of the newest checkpoint by then; reached: the last one known to
-    have been trained."""
+    have been trained. origin: a key of ORIGINS where it was preempted, else empty."""
 
     error_class: ErrorClass
     message: str
@@ -77,6 +82,12 @@ class Failure:
     time: float
     step: int
     reached: int = 0
+    origin: str = ""
+
+    @property
+    def ending(self) -> str:
+        """The class, in which a stop that no machine's end asked for is told apart: "grown", "stopped"."""
+        return ORIGINS.get(self.origin, self.error_class.value)
 
 
 @dataclass(frozen=True)
@@ -92,6 +103,15 @@ class StageState:
     since_progress: tuple[ErrorClass, ...] = ()  # failures since the newest step so far grew, oldest first
     attempts: int = 0
     furthest: int = 0  # the largest step ever committed, retired or not
+
+    @property
+    def endings(self) -> Counter[str]:
+        """How often attempts ended without a result, by Failure.ending."""
+        return Counter(failure.ending for failure in self.failures)
+
+    def owned_by(self, who: dict[str, Any]) -> bool:
+        """Whether the newest claim is of this process. who: liveness.owner(), whose nonce is new at every call."""
+        return self.owner is not None and all(self.owner.get(key) == who[key] for key in ("host", "namespace", "pid"))
 
 
 def state(entries: Iterable[Entry]) -> StageState:
@@ -132,7 +152,8 @@ def _step(now: StageState, entry: Entry) -> StageState:
         error_class = ErrorClass(fields["class"]) if failed else ErrorClass.preempted
         step = now.checkpoints[0].step if now.checkpoints else 0
         message = fields["message"] if failed else fields["reason"]
-        failure = Failure(error_class, message, token, entry.time, step, fields["step"])
+        origin = "" if failed else fields.get("origin", "notice")
+        failure = Failure(error_class, message, token, entry.time, step, fields["step"], origin)
         status = "failed" if failed else "claimed"
         now = replace(now, failures=(*now.failures, failure), since_progress=(*now.since_progress, error_class))
     return replace(now, status="completed" if now.completed is not None else status)
@@ -231,7 +252,8 @@ class Ledger:
 
     def _put(self, kind: str, token_now: Callable[[], Token], fields: dict[str, Any]) -> Entry:
         """Puts one entry at the first free number; token_now() is asked again after whatever came in between."""
-        assert set(fields) == set(FIELDS[kind]), f"a {kind} entry has the fields {FIELDS[kind]}, not {tuple(fields)}"
+        missing, more = set(FIELDS[kind]) - set(fields) - _OPTIONAL, set(fields) - set(FIELDS[kind])
+        assert not missing and not more, f"a {kind} entry has the fields {FIELDS[kind]}, not {tuple(fields)}"
         nonce = uuid.uuid4().hex
         while True:
             self.entries()
@@ -275,7 +297,8 @@ def _parse(data: bytes, number: int, where: str) -> Entry:
         raise UserError(f"a damaged ledger entry ({error!r})", where=where, remedy=damaged) from None
     try:
         added = _ADDED if version < 2 else {}
-        fields = {name: body[name] if name in body else added[name] for name in FIELDS[kind]}
+        names = [name for name in FIELDS[kind] if name in body or name not in _OPTIONAL]
+        fields = {name: body[name] if name in body else added[name] for name in names}
         if kind == "failed":
             ErrorClass(fields["class"])
         return Entry(number, kind, (epoch, attempt), nonce, written, fields)

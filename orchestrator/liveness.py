@@ -142,6 +142,12 @@ def presumed_dead(
             return True
 
 
+def last_beat(store: Store, prefix: str, epoch: int) -> float:
+    """When the owner last gave a sign of life, in unix seconds of its clock, for people; 0 where it never did."""
+    beat = _read(store, prefix, epoch)
+    return float(beat["time"]) if beat is not None else 0.0
+
+
 def _read(store: Store, prefix: str, epoch: int) -> dict[str, Any] | None:
     try:
         return json.loads(store.get(_key(prefix, epoch)))

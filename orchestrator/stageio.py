@@ -124,6 +124,7 @@ class StoreIO:
         # with a ledger of its own, for the one thread that saves: it reads on from where it was
         self._checkpoints = Checkpoints(self.store, task.prefix, self._ledger.beside(), task.token, task.keep)
         self._pacer: Pacer | None = None
+        self._why = ""  # a stage that does not train has to stop
         self._saving = 0.0
         self._saved: list[tuple[float, float]] = []  # (stall, seconds) of saves since the last tick
         self._placing: threading.Thread | None = None
@@ -165,6 +166,7 @@ class StoreIO:
         for in_s, reason in news:
             self.log(f"asked to stop within {max(0.0, in_s):.0f} s: {reason}")
         if self._pacer is None:
+            self._why = news[0][1] if news else self._why
             return Signal(stop=bool(news))
         for in_s, reason in news:
             self._pacer.notice(in_s, reason)
@@ -180,9 +182,10 @@ class StoreIO:
 
     def stopped(self, step: int) -> None:
         self._recorder.flush()
-        # the other ranks do not know why; nor does a stage that does not train, which has nothing to save
-        reason = f"{self._pacer.reason}: saved and stopped" if self._pacer else "stopped"
-        raise Preempted(f"{reason if self.rank == 0 else 'saved and stopped'} after step {step}")
+        if self.rank > 0:
+            raise Preempted(f"saved and stopped after step {step}")  # only rank 0 knows why
+        why, done = (self._pacer.reason, "saved and stopped") if self._pacer else (self._why, "stopped")
+        raise Preempted(f"{why + ': ' if why else ''}{done} after step {step}")
 
     def hung(self, text: str) -> None:
         try:

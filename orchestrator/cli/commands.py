@@ -13,7 +13,7 @@ from modeling.errors import UserError
 from orchestrator.accounts import account
 from orchestrator.cli import jobs
 from orchestrator.cli.costs import bill_lines
-from orchestrator.cli.run import UNKNOWN
+from orchestrator.cli.run import UNKNOWN, place
 from orchestrator.cli.watch import console_for_output, duration
 from orchestrator.control import ask_to_stop
 from orchestrator.cost import Bill, priced
@@ -21,14 +21,17 @@ from orchestrator.cost import told as told_cost
 from orchestrator.drivernote import read_note
 from orchestrator.ledger import Ledger
 from orchestrator.ledger import state as fold
+from orchestrator.liveness import last_beat
 from orchestrator.places import read_places
 from orchestrator.plan import plan_experiment, read_mappings, stage_prefix
 from orchestrator.probe import reach
 from orchestrator.progress import read_progress
-from orchestrator.report.read import word
+from orchestrator.report.read import billed_until, heard, word
 from orchestrator.sharing import told
 from orchestrator.spec import Experiment, load_spec
 from orchestrator.store import Store, open_store
+
+PAGES = ("card.html", "rejected.jsonl")  # that prepare leaves beside its stage; the second, too, where it refuses
 
 
 def reachable(experiment: Experiment) -> Store:
@@ -93,7 +96,7 @@ def status(options: argparse.Namespace) -> int:
     bill = Bill(cluster) if cluster else None
     for title in (*titles, *(("cost",) if bill else ()), "last failure"):
         table.add_column(title, overflow="fold")
-    accounts, queued = {}, set()
+    accounts, queued, prepared, now = {}, set(), {}, time.time()
     for name, stage in experiment.stages.items():
         if name not in known:
             if name in note["queued"]:
@@ -109,14 +112,19 @@ def status(options: argparse.Namespace) -> int:
         if status == "claimed" and name in note["queued"]:
             status = "queued"
             queued.add(name)
-        goodput = sums.goodput(time.time() if status in ("claimed", "queued", "running") else None)
+        goodput = sums.goodput(now if status in ("claimed", "queued", "running") else None)
+        beat = last_beat(store, prefix, state.token[0]) if status == "running" else 0.0
+        until = billed_until(state, sums, at, beat, now)
+        if until is not None and until < now:
+            status = f"running, last heard {duration(now - heard(sums, at, beat))} ago"
+        if stage.kind.base == "prepare" and any(store.exists(f"{prefix}/{page}") for page in PAGES):
+            prepared[name] = prefix
         if stage.kind.trains:
             accounts[prefix] = sums  # names that share a result count once
-        causes = ", ".join(f"{count} {cause}" for cause, count in sums.causes.items())
+        causes = ", ".join(f"{count} {cause}" for cause, count in state.endings.items())
         cost = []
         if bill:
-            now = time.time() if status == "running" else None
-            cost = [told_cost(bill.add(stage, sums, prefix, read_places(store, prefix), now), bill.currency)]
+            cost = [told_cost(bill.add(stage, sums, prefix, read_places(store, prefix), until), bill.currency)]
         table.add_row(
             name, stage.kind_name, status,
             f"{at['step']:,}/{at['total']:,}" if at else "",
@@ -127,7 +135,7 @@ def status(options: argparse.Namespace) -> int:
             str(sums.steps_lost) if stage.kind.trains else "",
             f"{sums.resume_s:.1f} s" if sums.resume_s is not None else "",
             *cost,
-            f"{failure.error_class}: {failure.message}"[:80] if failure else "",
+            f"{failure.ending}: {failure.message}"[:80] if failure else "",
         )  # fmt: skip
     console = console_for_output()
     console.print(table)
@@ -139,6 +147,8 @@ def status(options: argparse.Namespace) -> int:
         )
     for line in bill_lines(bill) if bill else ():
         console.print(line)
+    for name, folder in prepared.items():
+        console.print(f"{name}: {place(store, folder)}", markup=False, soft_wrap=True)
     for name, reason in note["queued"].items():
         if name in queued:
             console.print(f"{name} is queued: {reason}", markup=False)
@@ -175,7 +185,7 @@ def preempt(options: argparse.Namespace) -> int:
         asked.add(prefix)
         state = Ledger(store, prefix).state()
         if word(state) == "running":
-            ask_to_stop(store, prefix, state.token, options.deadline, "preempted by stageline preempt")
+            ask_to_stop(store, prefix, state.token, options.deadline, "preempted by stageline preempt", "notice")
             told.append(name)
     if not told:
         raise UserError("no training stage is running", where=str(experiment.path), remedy="stageline run it first")

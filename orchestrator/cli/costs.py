@@ -9,7 +9,7 @@ def bill_lines(bill: Bill) -> list[str]:
     lines = []
     if bill.costs:
         guessed = any(cost.at_most for cost in bill.costs)
-        why = "; stages that do not train: their most workers, on the cheapest type that fits" if guessed else ""
+        why = "; stages that do not train: their most workers, on the dearest type that fits" if guessed else ""
         lines.append(f"cost of workers: {told(bill.costs, bill.currency)}{why}")
     if bill.head is not None:
         when = f"{duration(bill.head_s)} in which stages ran"

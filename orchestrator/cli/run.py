@@ -247,8 +247,7 @@ def _results(options, experiment: Experiment, store: Store, by_name: dict[str, S
     if rows:
         console.print(_table(rows))
     for name, folder in exported:
-        local = store.local_path(folder)
-        console.print(f"{name}: {os.path.relpath(local) if local else f'{redact(store.url)}/{folder}'}")
+        console.print(f"{name}: {place(store, folder)}", markup=False)
     trained = [name for name in trained if name in by_name]
     example = _example_question(experiment) if trained else None
     if example:
@@ -256,6 +255,12 @@ def _results(options, experiment: Experiment, store: Store, by_name: dict[str, S
         pictures = " ".join(f"--image {os.path.relpath(image)}" for image in images)
         command = f'stageline ask {options.experiment} {trained[-1]} {pictures} "{question}"'
         console.print(f"next: {command}", soft_wrap=True, markup=False)
+
+
+def place(store: Store, folder: str) -> str:
+    """Where a folder of the store lies: a path of this machine, or s3://bucket/prefix/..., without keys."""
+    local = store.local_path(folder)
+    return os.path.relpath(local) if local else f"{redact(store.url)}/{folder}"
 
 
 def _table(rows: list[tuple[str, str, dict]]) -> Table:

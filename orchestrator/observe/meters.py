@@ -1,7 +1,8 @@
 """Tells Ray's metrics of a running stage, for Prometheus: a thread of the driver that follows storage.
 
 Invariant: the driver tells all and the ranks nothing, so that it costs no training; it only reads, and a store that
-does not answer costs a look. Only where there is a Ray dashboard, whose head tells Prometheus of the nodes.
+does not answer costs a look. A driver that waits for another one's result tells nothing: sums would count twice. Only
+where there is a Ray dashboard, whose head tells Prometheus of the nodes.
 """
 
 import logging
@@ -14,6 +15,7 @@ from cluster.monitoring import catalogue
 from modeling.errors import UserError
 from orchestrator.errors import StorageTransient
 from orchestrator.ledger import Ledger
+from orchestrator.liveness import owner
 from orchestrator.observe.links import dashboard_url
 from orchestrator.observe.marker import Marker
 from orchestrator.observe.readings import Readings, readings, sentence
@@ -34,6 +36,7 @@ class Meters:
         self._store, self._ledger, self._prefix = store, Ledger(store, prefix), prefix
         self._tags = dict(zip(catalogue.LABELS, (experiment, stage, kind), strict=True))
         self._marker = Marker(experiment, stage)
+        self._me = owner()
         self._told: tuple[tuple[int, int], dict[str, float]] = ((0, 0), {})
         self._said = 0.0
         self._over = threading.Event()
@@ -56,7 +59,9 @@ class Meters:
         while not over:
             over = self._over.wait(LOOK_S)  # one more look at the end, for what came last
             try:
-                now = readings(self._ledger.entries(), read_progress(self._store, self._prefix), time.time())
+                if not self._ledger.state().owned_by(self._me):
+                    continue
+                now = readings(self._ledger.seen, read_progress(self._store, self._prefix), time.time())
                 self._marker.show(now.token)
                 self._tell(now)
                 self._say(now)

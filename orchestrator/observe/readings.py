@@ -1,7 +1,7 @@
 """What the metrics of a stage say now, from its ledger and its progress note.
 
-Invariant: pure. A note of an earlier attempt says nothing of the running one, so a stage that waits for machines has a
-goodput and no loss.
+Invariant: pure. A note of an earlier attempt says nothing of the running one, nor does any where none runs, so a stage
+that waits for machines has a goodput and no loss.
 """
 
 import math
@@ -31,6 +31,7 @@ class Readings:
     """Gauges and failures by class; sums: of the steps of the attempt `token` so far, by counter."""
 
     token: tuple[int, int]
+    running: bool  # that attempt
     gauges: dict[str, float]
     failures: dict[str, int]
     sums: dict[str, float] = field(default_factory=dict)
@@ -40,34 +41,33 @@ def readings(entries: Iterable[Entry], note: dict[str, Any] | None, now: float) 
     """entries: the ledger's. note: progress.json. now: unix time."""
     entries = list(entries)
     at, spent = state(entries), account(entries)
+    running = at.status == "running"
     gauges: dict[str, float | None] = {
         "stageline_stage_running": 1,
         "stageline_attempts": at.attempts,
         "stageline_steps_lost": spent.steps_lost,
-        "stageline_preemptions": spent.causes[ErrorClass.preempted],
+        "stageline_preemptions": at.endings[ErrorClass.preempted],
         "stageline_goodput_ratio": spent.goodput(now),
         "stageline_checkpoint_step": at.checkpoints[0].step if at.checkpoints else None,
-        "stageline_workers": spent.attempts[-1].workers if at.status == "running" and spent.attempts else None,
+        "stageline_workers": spent.attempts[-1].workers if running and spent.attempts else None,
     }
     sums: dict[str, float] = {}
     if note is not None and tuple(note["token"]) == at.token:
         row = note["row"]
-        gauges |= {
-            "stageline_step": note["step"],
-            "stageline_steps": note["total"],
-            "stageline_eta_seconds": note["eta_s"],
-        }
-        gauges |= {name: row.get(key) for name, (key, _) in FROM_ROW.items()}
+        gauges |= {"stageline_step": note["step"], "stageline_steps": note["total"]}
+        if running:
+            gauges["stageline_eta_seconds"] = note["eta_s"]
+            gauges |= {name: row.get(key) for name, (key, _) in FROM_ROW.items()}
         told = note.get("sums", {})
         sums = {name: told[key] for name, (key, _) in SUMS.items() if key in told}
     known = {name: float(value) for name, value in gauges.items() if value is not None and math.isfinite(value)}
-    return Readings(at.token, known, {each.value: spent.causes[each] for each in FAILING}, sums)
+    return Readings(at.token, running, known, {each.value: spent.causes[each] for each in FAILING}, sums)
 
 
 def sentence(now: Readings) -> str:
-    """How far the running attempt is, as one line; empty before its first step."""
+    """How far the running attempt is, as one line; empty before its first step, and where none runs."""
     told = now.gauges
-    if "stageline_step" not in told:
+    if not now.running or "stageline_step" not in told:
         return ""
     parts = [f"step {told['stageline_step']:,.0f} of {told['stageline_steps']:,.0f}"]
     for name, form in SAID.items():

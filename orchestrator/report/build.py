@@ -144,7 +144,7 @@ def _tiles(stages: Sequence[StageRead], own: Sequence[StageRead], costs: Costs |
         out.append(("steps lost", figures.number(sum(sums.steps_lost for sums in trained)), "trained again"))
     attempts = sum(len(one.sums.attempts) for one in own)
     if attempts:
-        causes = sum((one.sums.causes for one in own), Counter())
+        causes = sum((one.state.endings for one in own), Counter())
         told = ", ".join(f"{count} {cause.replace('_', ' ')}" for cause, count in causes.most_common())
         out.append(("attempts", figures.number(attempts), told))
     tokens = sum(row.get("tokens", 0) for one in own for row in one.rows)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from orchestrator.cli.watch import duration
 from orchestrator.cost import Bill, Cost, money, priced
 from orchestrator.report import figures
-from orchestrator.report.read import StageRead
+from orchestrator.report.read import StageRead, billed_until
 from orchestrator.spec import Experiment
 
 
@@ -42,7 +42,8 @@ def read_costs(experiment: Experiment, stages: Sequence[StageRead], now: float) 
     for one in stages:
         if one.shared or not one.sums.attempts:
             continue
-        costs = bill.add(one.stage, one.sums, one.prefix, one.places, now if one.word == "running" else None)
+        until = billed_until(one.state, one.sums, one.note, one.beat, now)
+        costs = bill.add(one.stage, one.sums, one.prefix, one.places, until)
         lines.append(_line(one.name, costs, bill.currency))
         attempts |= {(one.name, i): _line(one.name, [cost], bill.currency) for i, cost in enumerate(costs, 1)}
     if not lines:

@@ -16,7 +16,7 @@ from orchestrator.accounts import Account, account
 from orchestrator.graph import blocked_by
 from orchestrator.ledger import Entry, Failure, Ledger, StageState, Token
 from orchestrator.ledger import state as fold
-from orchestrator.liveness import alive
+from orchestrator.liveness import TIMEOUT_S, alive, last_beat
 from orchestrator.places import Places, read_places
 from orchestrator.plan import differences, read_mappings, stage_prefix
 from orchestrator.progress import read_logs, read_metrics, read_progress
@@ -24,6 +24,7 @@ from orchestrator.spec import Experiment, Stage
 from orchestrator.store import Missing, Store
 
 AT_ONCE = 8  # stages read at a time
+QUIET_S = 2 * TIMEOUT_S  # without a word of an attempt, after which it may be over
 NOT_RUN, BLOCKED, INTERRUPTED = "not run yet", "blocked", "interrupted"
 # What the attempts print: modeling/freeze.py, stages/plan_packs.py
 _FREEZE = re.compile(r"^\S+ (\w+) +([\d,]+) +([\d,]+)  (.+)$", re.M)
@@ -61,6 +62,7 @@ class StageRead:
     waits_for: str = ""  # the failed stage in its way
     shared: str = ""  # the stage, before it in the file, that is the same one: shown once
     places: dict[Token, Places] = field(default_factory=dict)  # of a training stage's attempts
+    beat: float = 0.0  # when the driver that runs it last gave a sign of life
 
     @property
     def name(self) -> str:
@@ -118,6 +120,7 @@ def _read(store: Store, stage: Stage, record: dict[str, Any]) -> StageRead:
         stage, word(state), record["fingerprint"], prefix, tuple(entries), state, account(entries),
         read_progress(store, prefix) or {}, settings, tuple(changed), tuple(rows), tuple(modules), planned,
         places=read_places(store, prefix) if stage.kind.trains else {},
+        beat=last_beat(store, prefix, state.token[0]) if state.status == "running" else 0.0,
     )  # fmt: skip
 
 
@@ -128,6 +131,26 @@ def word(state: StageState) -> str:
     if state.status in ("claimed", "running") and state.owner is not None and alive(state.owner) is False:
         return INTERRUPTED
     return state.status
+
+
+def heard(sums: Account, note: dict[str, Any], beat: float) -> float:
+    """When the newest attempt last wrote an entry or its progress note, or its driver gave a sign of life, in unix
+    seconds. note: may be empty."""
+    attempt = sums.attempts[-1]
+    return max(attempt.heard, beat, note["time"] if note and tuple(note["token"]) == attempt.token else 0.0)
+
+
+def billed_until(state: StageState, sums: Account, note: dict[str, Any], beat: float, now: float) -> float | None:
+    """Until when the newest attempt is taken to run, in unix seconds; None where it is over.
+
+    Of a driver on another machine nobody can see from here whether it lives: so a little longer than it was heard of,
+    and to `now` at most.
+    """
+    if word(state) != "running":
+        return None
+    if state.owner is not None and alive(state.owner):
+        return now
+    return min(now, heard(sums, note, beat) + QUIET_S)
 
 
 def _rows(store: Store, prefix: str, completed: bool) -> list[dict[str, Any]]:

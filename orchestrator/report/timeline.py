@@ -39,7 +39,7 @@ class Axis:
 
 @dataclass(frozen=True)
 class Row:
-    """bar: the SVG. The other fields as a table shows them."""
+    """bar: the SVG. css: of the class of its end. The other fields as a table shows them."""
 
     stage: str
     attempt: int
@@ -87,13 +87,14 @@ def timeline(stages: Sequence[StageRead]) -> list[Row]:
     rows = []
     for one in sorted(began, key=lambda one: one.sums.attempts[0].began):
         for number, attempt in enumerate(one.sums.attempts, 1):
-            end, cause = ends[id(attempt)], _cause(one, number - 1)
+            end, cause, ending = ends[id(attempt)], _cause(one, number - 1), _ending(one, number - 1)
             saves = [entry for entry in one.entries if entry.type == "checkpoint" and entry.token == attempt.token]
             rows.append(
                 Row(
                     one.name, number, attempt.workers, moment(attempt.began), duration(end - attempt.began),
-                    _bar(scale, attempt, end, cause, [entry.time for entry in saves], one.stage.kind.trains),
-                    cause, css(cause), attempt.message, _saves([entry.fields["step"] for entry in saves]), attempt.lost,
+                    _bar(scale, attempt, end, cause, ending, [entry.time for entry in saves], one.stage.kind.trains),
+                    ending, css(cause), attempt.message, _saves([entry.fields["step"] for entry in saves]),
+                    attempt.lost,
                 )
             )  # fmt: skip
     return rows
@@ -115,6 +116,13 @@ def _cause(one: StageRead, index: int) -> str:
     return "running" if index + 1 == len(one.sums.attempts) and one.word == "running" else INTERRUPTED
 
 
+def _ending(one: StageRead, index: int) -> str:
+    """The cause, in which growth and a stop that was asked for are no preemptions."""
+    token = one.sums.attempts[index].token
+    of_it = [failure.ending for failure in one.state.failures if failure.token == token]
+    return of_it[0] if of_it else _cause(one, index)
+
+
 def _saves(steps: Sequence[int]) -> str:
     """50, 100, 150; the first ones left out where there are many."""
     if len(steps) <= 4:
@@ -122,7 +130,9 @@ def _saves(steps: Sequence[int]) -> str:
     return f"{len(steps)}: …, {steps[-2]:,}, {steps[-1]:,}"
 
 
-def _bar(scale: Axis, attempt: Attempt, end: float, cause: str, saves: Sequence[float], trains: bool) -> Markup:
+def _bar(
+    scale: Axis, attempt: Attempt, end: float, cause: str, ending: str, saves: Sequence[float], trains: bool
+) -> Markup:
     """From its start to its end; lighter before the first step of training; an upright line for each save."""
     left, right = scale(attempt.began), scale(end)
     right = min(UNITS, max(right, left + LEAST))
@@ -133,7 +143,7 @@ def _bar(scale: Axis, attempt: Attempt, end: float, cause: str, saves: Sequence[
         markup('<svg class="span" viewBox="0 0 {w} 14" preserveAspectRatio="none" aria-hidden="true">', w=UNITS),
         *(svg.line(cut, 0, cut, 14, "cut") for cut in scale.cuts),
         svg.bar(f"starts {css(cause)}", left, 1, started - left, 12, "before its first step"),
-        svg.bar(css(cause), started, 1, right - started, 12, cause),
+        svg.bar(css(cause), started, 1, right - started, 12, ending),
         *(svg.line(scale(time), 1, scale(time), 13, "save") for time in saves),
         Markup("</svg>"),
     ]

@@ -225,9 +225,7 @@ class Follower:
 
     def _is_ours(self) -> bool:
         """Whether this driver has the stage: another one tells its own trackers."""
-        who = self._ledger.state().owner or {}
-        same = all(who.get(key) == self._me[key] for key in ("host", "namespace", "pid"))
-        return self._ours or same
+        return self._ours or self._ledger.state().owned_by(self._me)
 
     def _has_rows(self) -> bool:
         if self._kind == "train":

@@ -121,16 +121,19 @@ def test_steps_behind_a_damaged_checkpoint_are_wasted_after_all():
     assert costs_of(life, [on(SPOT), on(SPOT)])[0].wasted == pytest.approx(2.0)
 
 
-def test_stages_that_do_not_train_cost_at_most_their_most_workers_on_the_cheapest_that_fits():
+def test_stages_that_do_not_train_cost_at_most_their_most_workers_on_the_dearest_that_fits():
     life = Life().claim().attempt(2).after(HOUR).append("failed", error_class="bug", message="", step=0)
     life.attempt(4).after(HOUR / 2)
-    costs = costs_of(completed(life, 0, 0.0), [], Resources(workers=4, cpus=4), trains=False)
-    assert costs == [Cost(1.6, 1.6, at_most=True), Cost(0.8, 0.0, at_most=True)]
-    assert told(costs, "USD") == "at most 2.40 USD (1.60 wasted)"
+    costs = costs_of(completed(life, 0, 0.0), [], Resources(workers=4, cpus=6), trains=False)
+    hourly = 4 * 80.0 * 6 / 192  # of h100; 4 x 1.60 x 6 / 16 on the cheapest
+    assert costs == [Cost(hourly, hourly, at_most=True), Cost(hourly / 2, 0.0, at_most=True)]
+    assert told(costs, "USD") == "at most 15.00 USD (10.00 wasted)"
     (cost, _) = costs_of(life, [], Resources(workers=4, cpus=4, labels={"ray.io/market-type": "spot"}), trains=False)
     assert cost.total == pytest.approx(4 * 32.0 * 4 / 192)
     nowhere = Resources(labels={"stageline.io/node-type": "free-of-price"})
     assert told(costs_of(life, [], nowhere, trains=False), "USD") == "unknown"
+    beside = Resources(workers=4, cpus=4)  # fits on the type without a price as well, which may be the dearest
+    assert told(costs_of(life, [], beside, trains=False), "USD") == "unknown"
 
 
 def test_a_bill_counts_two_names_of_a_stage_once_and_the_head_apart():

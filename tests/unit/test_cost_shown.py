@@ -1,7 +1,9 @@
 """Where a user reads of money: `plan` before, `status` and the report after; and nothing of it without prices."""
 
 import io
+import json
 import re
+import time
 from dataclasses import replace
 
 import pytest
@@ -10,11 +12,16 @@ from rich.console import Console
 from test_report import check_closed, page_of, words
 
 from cluster.shape import ClusterParams
+from orchestrator.accounts import account
 from orchestrator.cli.expected import MFU, expected, show_expected
 from orchestrator.cli.main import main
+from orchestrator.ledger import Ledger, state
+from orchestrator.liveness import TIMEOUT_S, Heartbeat, owner
 from orchestrator.places import Places, write_places
 from orchestrator.plan import StagePlan
+from orchestrator.report.read import billed_until
 from orchestrator.spec import load_spec
+from orchestrator.store import MemoryStore
 from stages.params import TrainParams
 
 CLUSTER = """
@@ -45,10 +52,10 @@ def run_on(monkeypatch, tmp_path, node: str | None = "spot") -> Run:
 
 
 def status_of(run: Run, capsys) -> dict[str, str]:
-    """Lines by their first word."""
+    """Lines by their first word or what stands before a colon; rows of the table before others."""
     assert main(["status", str(run.experiment.path)]) == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if line.strip()]
-    return {line.split()[0]: line for line in lines} | {line.split(":")[0]: line for line in lines}
+    return {line.split(":")[0]: line for line in lines} | {line.split()[0]: line for line in lines}
 
 
 def test_status_and_report_name_the_same_sums(monkeypatch, tmp_path, capsys):
@@ -80,6 +87,72 @@ def test_attempts_without_a_note_are_of_unknown_cost(monkeypatch, tmp_path, caps
     assert " unknown " in lines["mlp_warmup"] and "+ 5 attempts of unknown cost" in lines["cost of workers"]
     text = words(page_of(run))
     assert "mlp_warmup unknown –" in text and "and 5 attempts of unknown cost" in text
+
+
+def test_a_driver_elsewhere_that_says_no_more_costs_no_more(monkeypatch, tmp_path, capsys):
+    """Three days after the last word of 2 workers, at 4 EUR an hour each: 8 + 10 s that were heard of, and a minute."""
+    (tmp_path / "made").mkdir()
+    run_on(monkeypatch, tmp_path / "made")  # from here on every Run has prices and notes
+    run = Run(tmp_path)
+    run.now = time.time() - 72.5 * 3600
+    began = run.now + 1
+    run.start("mlp_warmup", workers=2, started=0)
+    run.rows("mlp_warmup", 1, 10, 100)
+    key = f"{run.prefix('mlp_warmup')}/progress.json"
+    run.store.put(key, json.dumps({**json.loads(run.store.get(key)), "time": run.now}).encode())
+    line = status_of(run, capsys)["mlp_warmup"]
+    assert re.search(r" running, last heard 72 h \d\d min ago ", line)
+    spent = 2 * (8 + 10 + 2 * TIMEOUT_S) * 4 / 3600
+    assert f" {spent:.2f} EUR (" in line
+    run.now = time.time()
+    assert f"mlp_warmup {spent:.2f} EUR" in words(page_of(run))
+    with Heartbeat(run.store, run.prefix("mlp_warmup"), 1):  # its driver lives: it plans, or compiles
+        spent = 2 * (time.time() - began) * 4 / 3600
+        assert " running  " in (line := status_of(run, capsys)["mlp_warmup"]) and f" {spent:.2f} EUR (" in line
+        assert f"mlp_warmup {spent:.2f} EUR" in words(page_of(run))
+
+
+def test_until_when_an_attempt_is_billed():
+    """To now where its driver is seen to live or was heard of lately, else a little longer than it was heard of."""
+
+    def until(who, said_at: float, now: float, ended: bool = False, beat: float = 0.0) -> float | None:
+        ledger = Ledger(MemoryStore(), "p", clock=lambda: 1000.0)
+        token = ledger.start_attempt(ledger.claim(who), 1)
+        if ended:
+            ledger.append("preempted", token, step=1, reason="")
+        entries = ledger.entries()
+        return billed_until(state(entries), account(entries), {"token": list(token), "time": said_at}, beat, now)
+
+    elsewhere, allowed = {**owner(), "host": "elsewhere"}, 2 * TIMEOUT_S
+    assert until(owner(), 1500.0, 9000.0) == 9000.0
+    assert until(elsewhere, 1500.0, 1500.0 + allowed / 2) == 1500.0 + allowed / 2
+    assert until(elsewhere, 1500.0, 9000.0) == 1500.0 + allowed
+    assert until(elsewhere, 0.0, 9000.0) == 1000.0 + allowed, "it said nothing since its start"
+    assert until(elsewhere, 1500.0, 9000.0, beat=8999.0) == 9000.0, "its driver was heard of"
+    assert until({**owner(), "started": 0.0}, 1500.0, 9000.0) is None, "it is known to be gone"
+    assert until(elsewhere, 1500.0, 9000.0, ended=True) is None
+
+
+def test_status_names_the_folder_of_what_was_prepared(tmp_path, capsys, monkeypatch):
+    run = lived(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    main(["status", str(run.experiment.path)])
+    assert f"\ndata: storage/{run.prefix('data')}\n" in capsys.readouterr().out
+    run.store.delete(f"{run.prefix('data')}/card.html")
+    main(["status", str(run.experiment.path)])
+    assert "\ndata: " not in capsys.readouterr().out, "nothing lies there yet"
+    run.store.put(f"{run.prefix('data')}/rejected.jsonl", b"")  # of a mixture that was refused
+    main(["status", str(run.experiment.path)])
+    assert f"\ndata: storage/{run.prefix('data')}\n" in capsys.readouterr().out
+
+
+def test_status_tells_growth_and_stops_from_preemptions(tmp_path, capsys):
+    run = Run(tmp_path)
+    for origin in ("notice", "grown", "asked"):
+        run.start("mlp_warmup", started=0)
+        run.append("mlp_warmup", "preempted", step=1, reason=f"why {origin}", origin=origin)
+    line = status_of(run, capsys)["mlp_warmup"]
+    assert " 3 (1 preempted, 1 grown, 1 stopped) " in line and "stopped: why asked" in line
 
 
 def test_without_prices_nobody_speaks_of_money(tmp_path, capsys):

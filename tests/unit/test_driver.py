@@ -9,7 +9,7 @@ import pytest
 from modeling.errors import DataError, UserError
 from orchestrator import attendant, driver, liveness
 from orchestrator.attendant import Stop
-from orchestrator.control import asked_to_stop, stacks_key
+from orchestrator.control import ask_to_stop, asked_to_stop, stacks_key
 from orchestrator.driver import Job, StageFailed, run_stage
 from orchestrator.errors import ErrorClass, Fenced, LostNode, Preempted, StorageTransient
 from orchestrator.fingerprint import fingerprint, stage_identities
@@ -316,7 +316,7 @@ def test_a_request_to_stop_reaches_the_attempt_and_its_end_is_recorded(world, mo
         world.run(trains, name="mlp_warmup", stop=stop)
     assert caught.value.error_class is ErrorClass.preempted
     (failure,) = world.ledger("mlp_warmup").state().failures
-    assert (failure.error_class, failure.reached) == (ErrorClass.preempted, 41)
+    assert (failure.error_class, failure.reached, failure.origin) == (ErrorClass.preempted, 41, "asked")
     assert failure.message == "the driver got SIGTERM, 7.0 s"
 
 
@@ -354,7 +354,7 @@ def test_a_cluster_that_grows_on_demand_is_asked_for_the_most_and_no_longer_than
     @contextmanager
     def wish(resources, together, more):
         standing.append((together, more))
-        yield
+        yield True
         standing.remove((together, more))
 
     def room(resources):
@@ -368,6 +368,23 @@ def test_a_cluster_that_grows_on_demand_is_asked_for_the_most_and_no_longer_than
     world.run(trains, name="mlp_warmup", room=room, wish=wish)
     assert world.tasks[-1].workers == 2 and standing == []
     assert seen == [[], [(2, 1)], [(2, 1)], [(0, 1)]]
+
+
+def test_a_cluster_at_its_most_is_asked_once_it_may_start_machines_again(world, monkeypatch, delays):
+    """It was full when the stage began to wait; then another's machines went."""
+    monkeypatch.setattr(driver, "TELL_S", 0.0)
+    monkeypatch.setattr(driver, "SETTLE_S", 0.0)
+    world.run()
+    may_start, asked, rooms = [False, False, True], [], [0] * 5 + [2]
+
+    @contextmanager
+    def wish(resources, together, more):
+        asked.append(together)
+        yield not may_start or may_start.pop(0)
+
+    world.run(name="mlp_warmup", room=lambda resources: rooms.pop(0), wish=wish)
+    waiting = [together for together in asked if together]
+    assert waiting == [2, 2, 2], "at each look, until it heard"
 
 
 def test_asked_to_stop_between_two_attempts_no_other_one_starts(world, monkeypatch):
@@ -402,11 +419,21 @@ def test_room_for_more_asks_the_attempt_to_stop(world, monkeypatch):
             if (request := asked_to_stop(world.store, task.prefix, task.token)) is not None:
                 asked.append(request)
             time.sleep(0.005)
-        raise Preempted("grow")
+        raise Preempted(f"{asked[0][1]}: saved and stopped after step 1")
 
     world.run(trains, name="mlp_warmup", room=lambda resources: next(rooms, 3))
     assert asked == [(0.0, "room for 2 workers, 1 run")]
+    assert world.ledger("mlp_warmup").state().endings == {"grown": 1}
     assert [task.workers for task in world.tasks[1:]] == [1, 3]
+
+
+def test_a_notice_of_the_cluster_is_told_from_a_request_that_came_too_late(world, delays):
+    def trains(task):
+        ask_to_stop(world.store, task.prefix, task.token, 60.0, "the driver got SIGTERM")
+        raise Preempted("node 10.0.0.7 is being drained: saved and stopped after step 3")
+
+    world.run(trains, Preempted("node 10.0.0.8 is being drained: saved and stopped after step 5"))
+    assert [failure.origin for failure in world.ledger().state().failures] == ["notice", "notice"]
 
 
 def test_stacks_that_ranks_left_mean_that_it_hung(world, delays):

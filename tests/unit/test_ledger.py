@@ -209,6 +209,31 @@ def test_entries_of_version_1_are_read():
     written(store, 3, 1, "preempted", [1, 1])
     now = ledger(store).state()
     assert now.checkpoints[0].train_s == 0.0 and now.failures[0].message == "asked to stop"
+    assert now.endings == {"preempted": 1}
+
+
+def test_how_attempts_ended_tells_notices_growth_and_stops_apart():
+    one = ledger(MemoryStore())
+    token = one.claim(ME)
+    for origin in ({"origin": "grown"}, {"origin": "asked"}, {"origin": "asked"}, {"origin": "notice"}, {}):
+        token = one.start_attempt(token, 1)
+        one.append("preempted", token, step=1, reason="", **origin)
+    one.append("failed", one.start_attempt(token, 1), error_class="hang", message="", step=1)
+    now = ledger(one.store).state()
+    assert now.endings == {"grown": 1, "stopped": 2, "preempted": 2, "hang": 1}
+    assert now.since_progress[:5] == (ErrorClass.preempted,) * 5, "for what follows they are all the same"
+    with pytest.raises(AssertionError):
+        one.append("preempted", token, step=1, origin="asked")  # without a reason
+
+
+def test_the_process_that_claimed_a_stage_knows_it():
+    one, me = ledger(MemoryStore()), liveness.owner()
+    assert not one.state().owned_by(me)
+    one.claim(me)
+    assert one.state().owned_by(liveness.owner()), "its nonce is another at every call"
+    assert not one.state().owned_by({**me, "pid": me["pid"] + 1}) and not one.state().owned_by({**me, "host": "h"})
+    one.claim(ME)
+    assert not one.state().owned_by(me)
 
 
 def test_an_entry_of_a_newer_version_fences_and_is_told(caplog):

@@ -5,8 +5,10 @@ import time
 
 import pytest
 
+from cluster.monitoring.catalogue import FROM_ROW
 from orchestrator.errors import StorageTransient
 from orchestrator.ledger import Ledger
+from orchestrator.liveness import owner
 from orchestrator.observe import marker
 from orchestrator.observe import meters as module
 from orchestrator.observe.meters import Meters
@@ -23,7 +25,7 @@ class Stage:
     def __init__(self):
         self.now, self.store = 1000.0, MemoryStore()
         self.ledger = Ledger(self.store, P, clock=lambda: self.now)
-        self.token = self.ledger.claim({"host": "h"})
+        self.token = self.ledger.claim(owner())
 
     def attempt(self, workers):
         self.token = self.ledger.start_attempt(self.token, workers)
@@ -86,12 +88,31 @@ def test_a_stage_that_waits_after_a_preemption_tells_what_stays_and_no_loss(stag
     stage.ledger.append("preempted", stage.token, step=20, reason="a notice")
     stage.now += 20.0
     told = stage.readings.gauges
+    assert not told.keys() & {*FROM_ROW, "stageline_eta_seconds"} and sentence(stage.readings) == ""
+    assert told["stageline_step"] == 20 and told["stageline_steps"] == 100
+    assert stage.readings.sums["stageline_tokens"] == 2000, "what came last is still counted"
     assert told["stageline_preemptions"] == 1 and told["stageline_checkpoint_step"] == 20
     assert told["stageline_goodput_ratio"] == pytest.approx(0.5) and "stageline_workers" not in told
     stage.attempt(1)  # the note is still the earlier attempt's
     told = stage.readings.gauges
     assert told["stageline_attempts"] == 2 and told["stageline_workers"] == 1
     assert "stageline_loss" not in told and stage.readings.sums == {}
+
+
+def test_a_failed_attempt_tells_no_loss_while_the_next_one_is_put_off(stage):
+    stage.attempt(2)
+    stage.train(range(1, 11))
+    stage.ledger.append("failed", stage.token, error_class="lost_node", message="gone", step=10)
+    assert "stageline_loss" not in stage.readings.gauges and stage.readings.sums["stageline_tokens"] == 1000
+
+
+def test_growth_and_a_stop_that_was_asked_for_are_no_preemptions(stage):
+    for origin in ("grown", "asked", "notice"):
+        stage.attempt(2)
+        stage.ledger.append("preempted", stage.token, step=1, reason="", origin=origin)
+    stage.attempt(2)
+    stage.ledger.append("preempted", stage.token, step=1, reason="")  # as an earlier Stageline wrote it
+    assert stage.readings.gauges["stageline_preemptions"] == 2
 
 
 def test_failures_are_counted_by_class_and_their_lost_steps(stage):
@@ -164,6 +185,23 @@ def test_counters_grow_by_what_is_new_over_two_attempts(stage, told):
     assert value == 12 and tags == {"experiment": "digits", "stage": "full_finetune", "kind": "train"}
     assert told["actors"] == ["digits/full_finetune/e0001a0001", "digits/full_finetune/e0001a0002"]
     assert "stageline_checkpoint_stall_seconds" not in told, "a counter cannot grow by nothing"
+
+
+def test_a_driver_that_waits_for_another_ones_result_tells_nothing(stage, told, monkeypatch):
+    """Nor counts what the other one trains; once it has the stage itself, it counts what it trains."""
+    stage.token = stage.ledger.claim({**owner(), "pid": 1})
+    stage.attempt(1)
+    stage.train(range(1, 11))
+    read, looks = stage.store.get_run, []
+    monkeypatch.setattr(stage.store, "get_run", lambda keys: looks.append(keys) or read(keys))
+    with Meters(stage.store, P, "digits", "full_finetune", "train"):
+        until(lambda: len(looks) > 5)
+        assert told == {}
+        stage.token = stage.ledger.claim(owner())
+        stage.attempt(1)
+        stage.train(range(5, 8))
+        until(lambda: "stageline_tokens" in told)
+    assert told["stageline_tokens"].total == 300 and told["actors"] == ["digits/full_finetune/e0003a0001"]
 
 
 def test_a_store_that_is_away_costs_looks_and_ends_nothing(stage, told, monkeypatch):

@@ -86,6 +86,17 @@ def test_attempts_with_their_ends_saves_and_lost_steps(past):
     assert "training goodput" in text
 
 
+def test_growth_and_a_stop_are_no_preemptions(tmp_path):
+    run = Run(tmp_path)
+    for origin in ("notice", "grown", "asked"):
+        run.start("mlp_warmup", started=0)
+        run.append("mlp_warmup", "preempted", step=1, reason=f"why {origin}", origin=origin)
+    text = words(page_of(run))
+    assert "attempts 3 1 preempted, 1 grown, 1 stopped" in text
+    for number, ending, origin in ((1, "preempted", "notice"), (2, "grown", "grown"), (3, "stopped", "asked")):
+        assert re.search(rf"mlp_warmup {number} .*? {ending} why {origin} ", text)
+
+
 def test_curves_are_of_the_surviving_lineage(past):
     """Steps 31 to 40 were trained twice: the page counts them once, and marks where the later attempts went on."""
     outline = page_of(past)

@@ -347,6 +347,18 @@ def test_a_request_to_stop_is_followed_once_and_says_why(world, monkeypatch):
     assert not later.tick(11, 10**6, {"time/step": 0.001}).stop, "the request was to the attempt before"
 
 
+def test_a_stage_that_does_not_train_says_why_it_stopped(world, monkeypatch):
+    monkeypatch.setattr(courier, "POLL_S", 0.0)
+    io = world.attempt(kind="prepare", mapper=map)
+    io.tick(1, 10**6, {})
+    ask_to_stop(world.store, P, world.token, 0.0, "the driver got SIGTERM")
+    until = time.monotonic() + 10.0
+    while not io.tick(2, 10**6, {}).stop:
+        assert time.monotonic() < until
+    with pytest.raises(Preempted, match=r"^the driver got SIGTERM: stopped after step 2$"):
+        io.stopped(2)
+
+
 def test_a_deadline_that_comes_nearer_is_heard(world, monkeypatch):
     """A rebalance recommendation that is followed by an interruption: the same node, the same reason, sooner."""
     monkeypatch.setattr(courier, "POLL_S", 0.0)
@@ -425,6 +437,8 @@ def test_a_store_that_takes_no_note_of_places_ends_nothing(world, monkeypatch, c
 def test_stopping_is_told_as_preempted(world):
     with pytest.raises(Preempted, match="after step 7"):
         world.attempt().stopped(7)
+    with pytest.raises(Preempted, match=r"^saved and stopped after step 7$"):
+        world.attempt(rank=1, world=2).stopped(7)
 
 
 def test_map_runs_on_what_the_driver_gives(world):
