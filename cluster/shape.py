@@ -51,7 +51,10 @@ class NodeParams(Params):
 class ClusterParams(Params):
     """`cluster:` — from which manifests are written, and what a stage's time costs."""
 
-    image: str = Field(default="rayproject/ray:2.60.0-py311-gpu", description="container image of all nodes")
+    image: str | None = Field(
+        default=None,
+        description="container image of all nodes, by the Dockerfile of Stageline; manifests need it",
+    )
     head: HeadParams = HeadParams()
     nodes: dict[str, NodeParams] = Field(min_length=1, description="types of machine, by a name of yours")
     currency: str = Field(default="USD", pattern="[A-Z]{3}", description="of all prices")

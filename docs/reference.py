@@ -281,7 +281,7 @@ def _verb(name: str, sub: argparse.ArgumentParser, text: str) -> str:
         elif action.required:
             usage.append(shown)
         limits = f" One of {', '.join(f'`{choice}`' for choice in action.choices)}." if action.choices else ""
-        rows.append(f"| `{shown}` | {_cell((action.help or '') % _values(sub, action))}{limits} |")
+        rows.append(f"| `{_cell(shown)}` | {_cell((action.help or '') % _values(sub, action))}{limits} |")
     options = any(action.option_strings and not action.required for action in _actions(sub))
     call = " ".join(usage) + (" [options]" if options else "")
     table = "\n".join(["| | |", "|---|---|", *rows])

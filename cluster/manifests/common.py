@@ -6,6 +6,7 @@ machine) and never read here, so that a manifest may be committed and shown.
 
 import math
 import re
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -21,13 +22,19 @@ FILE = "experiment.yaml"  # its name on a cluster, whatever it is called here
 ENV_FILE = "stageline.env"  # on the user's machine: NAME=value lines, RAY_AUTH_TOKEN among them
 GIB = 2**30  # clouds and Kubernetes call it a GB
 
+# On every fresh machine, head included, before anything is started: the notice agent goes to the background, where
+# nobody sees that it cannot start.
+HOLDS_STAGELINE = (
+    "python -c 'import cluster.agent' || { echo 'no Stageline in this image: build it by its Dockerfile' >&2; exit 1; }"
+)
+
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?")
 
 
 @dataclass(frozen=True)
 class Launch:
     """An experiment and the cluster that it asks for. file, text: of the YAML. overrides: of the command line. storage:
-    its address, as the driver's metadata tell it."""
+    its address, as the driver's metadata tell it. shared_folders: whether every node has the folders that it names."""
 
     name: str
     storage: str
@@ -35,6 +42,20 @@ class Launch:
     text: str
     overrides: tuple[str, ...]
     cluster: ClusterParams
+    shared_folders: bool = False
+
+    @property
+    def image(self) -> str:
+        assert self.cluster.image, "told by check()"
+        return self.cluster.image
+
+    @property
+    def submit(self) -> str:
+        """The command that sends the experiment to the cluster of the file, whose dashboard is forwarded to this
+        machine."""
+        shared = ["--shared-folders"] if self.shared_folders else []
+        words = ["stageline", "submit", self.file, *self.overrides, "--address", "http://127.0.0.1:8265", *shared]
+        return shlex.join(words)
 
     @property
     def nodes(self) -> dict[str, NodeParams]:
@@ -49,6 +70,12 @@ class Launch:
 
 def check(launch: Launch) -> None:
     """What no target could start. Raises UserError."""
+    if not launch.cluster.image:
+        raise UserError(
+            "no 'image', from which the nodes have Ray and Stageline", where=f"{launch.file}: cluster",
+            remedy="run `docker build -t REGISTRY/stageline:0.1.0 .` in the project's folder, `docker push` it, and "
+            "add 'image: REGISTRY/stageline:0.1.0'",
+        )  # fmt: skip
     for name, node in launch.cluster.nodes.items():
         where = f"{launch.file}: cluster.nodes.{name}"
         if not _NAME.fullmatch(name) or len(name) > 40:

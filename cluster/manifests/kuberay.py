@@ -58,7 +58,7 @@ Its driver is a Ray job like any that was submitted. With RAY_AUTH_TOKEN as in r
 
   kubectl port-forward service/{name}-head-svc 8265 &
   export RAY_AUTH_TOKEN="$(kubectl get secret {secret} -o jsonpath='{{.data.auth_token}}' | base64 -d)"
-  stageline submit {launch.file} --address http://127.0.0.1:8265
+  {launch.submit}
 {needs}"""
     spec, job_spec = _cluster(launch), _cluster(launch, experiment=f"{name}-experiment")
     return {
@@ -136,7 +136,7 @@ def _workers(launch: Launch, name: str, node: NodeParams) -> dict[str, Any]:
 
 
 def _container(launch: Launch, name: str) -> dict[str, Any]:
-    return {"name": name, "image": launch.cluster.image, "envFrom": [{"secretRef": {"name": launch.cluster.secret}}]}
+    return {"name": name, "image": launch.image, "envFrom": [{"secretRef": {"name": launch.cluster.secret}}]}
 
 
 def _agent(launch: Launch) -> dict[str, Any]:
@@ -148,7 +148,7 @@ def _agent(launch: Launch) -> dict[str, Any]:
     command += ["--source", cluster.provider or "auto", "--on-sigterm", f"{cluster.grace:g}"]
     return {
         "name": "notice-agent",
-        "image": cluster.image,
+        "image": launch.image,
         "command": command,
         "env": [
             {"name": "RAY_CLUSTER_NAME", "valueFrom": label},

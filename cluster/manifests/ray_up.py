@@ -5,9 +5,20 @@ autoscaler hands both to `ray start`). Ray's token comes from a file of the user
 """
 
 import json
+import re
 from typing import Any
 
-from cluster.manifests.common import ENV_FILE, IDLE_S, PORT, Launch, instance, object_store, render, whole
+from cluster.manifests.common import (
+    ENV_FILE,
+    HOLDS_STAGELINE,
+    IDLE_S,
+    PORT,
+    Launch,
+    instance,
+    object_store,
+    render,
+    whole,
+)
 from cluster.manifests.common import shared_memory as shared_memory_of
 from cluster.shape import MARKET, NodeParams
 from modeling.errors import UserError
@@ -37,6 +48,10 @@ POLICY = {
         {"Effect": "Allow", "Action": "ssm:GetParameters", "Resource": "arn:aws:ssm:*::parameter/aws/service/*"},
     ],
 }
+# Ray gives the head this account of Google's, and makes it where it is missing (ray/autoscaler/_private/gcp/config.py:
+# _configure_iam_role). It may not read the Artifact Registry; workers get no account.
+ACCOUNT = "ray-autoscaler-sa-v1"
+GCP_REGISTRY = re.compile(r"((?:[a-z0-9-]+-docker\.pkg\.dev|(?:[a-z0-9-]+\.)?gcr\.io))/")
 HEAD = "head"
 ENVIRONMENT = {
     "aws": f"set -a; . ~/{ENV_FILE}; set +a; unset AWS_ACCESS_KEY_ID AWS_SECRET_ACCESS_KEY AWS_SESSION_TOKEN; "
@@ -71,19 +86,57 @@ def write(launch: Launch) -> dict[str, str]:
     '{json.dumps(POLICY)}'""",
         "gcp": "",
     }
+    first, pulled = _image_rights(launch)
     comment = f"""{launch.name}: a cluster on {cluster.provider.upper()}.
 
-  (umask 077; echo "RAY_AUTH_TOKEN=$(openssl rand -hex 32)" > ~/{ENV_FILE})   # once
+{first}  (umask 077; echo "RAY_AUTH_TOKEN=$(openssl rand -hex 32)" > ~/{ENV_FILE})   # once
   ray up ray-up.yaml{rights[cluster.provider]}
   ray dashboard ray-up.yaml &                     # the head's port 8265 on this machine
   set -a; . ~/{ENV_FILE}; set +a
-  stageline submit {launch.file} --address http://127.0.0.1:8265
+  {launch.submit}
   ray down ray-up.yaml
 
 {roles[cluster.provider]}
 The image has to hold Ray and Stageline (see the Dockerfile of the project).
+{pulled}
 """
     return {"ray-up.yaml": render(comment, _config(launch))}
+
+
+def _google_registry(launch: Launch) -> str:
+    """The host of the image, where it is one of Google's and the machines are too; else ""."""
+    found = GCP_REGISTRY.match(launch.image)
+    return found[1] if found and launch.cluster.provider == "gcp" else ""
+
+
+def _image_rights(launch: Launch) -> tuple[str, str]:
+    """(commands before the first `ray up`, what is to be known of the image), for the comment."""
+    libraries = "  pip install google-api-python-client google-auth-httplib2     # `ray up` imports them\n"
+    first = libraries if launch.cluster.provider == "gcp" else ""
+    if not _google_registry(launch):
+        return first, (
+            "Docker pulls the image before anything of this file could log in: it has to lie where it is read without\n"
+            "a login. A private registry, Amazon's ECR among them, is no such place."
+        )
+    project = launch.cluster.project
+    rights = f"""  gcloud iam service-accounts create {ACCOUNT} --project {project}   # once
+  gcloud projects add-iam-policy-binding {project} --role roles/artifactregistry.reader \\
+    --member serviceAccount:{_account(launch)}
+"""
+    return first + rights, (
+        f"All machines have the account {ACCOUNT}, with which Docker, told by gcloud, pulls the image. Ray\n"
+        "would make it in the first `ray up`, which already pulls: so it is made before."
+    )
+
+
+def _login(launch: Launch) -> list[str]:
+    """On the host, before Docker pulls. An image that anybody may read is pulled without gcloud too."""
+    host = _google_registry(launch)
+    return [f"gcloud auth configure-docker {host} --quiet || true"] if host else []
+
+
+def _account(launch: Launch) -> str:
+    return f"{ACCOUNT}@{launch.cluster.project}.iam.gserviceaccount.com"
 
 
 def _config(launch: Launch) -> dict[str, Any]:
@@ -99,7 +152,7 @@ def _config(launch: Launch) -> dict[str, Any]:
         "provider": provider,
         "auth": {"ssh_user": "ubuntu"},
         "docker": {
-            "image": cluster.image,
+            "image": launch.image,
             "container_name": "stageline",
             "pull_before_run": True,
             "run_options": ["--ulimit nofile=65536:65536"],
@@ -107,8 +160,8 @@ def _config(launch: Launch) -> dict[str, Any]:
         "head_node_type": HEAD,
         "available_node_types": types,
         "file_mounts": {f"~/{ENV_FILE}": f"~/{ENV_FILE}"},
-        "initialization_commands": DOCKER,
-        "setup_commands": list(cluster.setup),
+        "initialization_commands": [*DOCKER, *_login(launch)],
+        "setup_commands": [*cluster.setup, HOLDS_STAGELINE],
         "head_start_ray_commands": [
             "ray stop",
             f"{environment}; ray start --head --port={PORT} --object-manager-port=8076 --metrics-export-port=8080 "
@@ -157,6 +210,9 @@ def _workers(launch: Launch, name: str, node: NodeParams) -> dict[str, Any]:
         config["IamInstanceProfile"] = {"Name": ROLE}
     elif node.gpus:
         config |= _added_gpus(launch, name, node)
+    if _google_registry(launch):  # as Ray's documents say ("Running workers with Service Accounts")
+        scopes = ["https://www.googleapis.com/auth/cloud-platform"]
+        config["serviceAccounts"] = [{"email": _account(launch), "scopes": scopes}]
     return {
         "resources": {"CPU": whole(node.cpus), "GPU": node.gpus, "object_store_memory": object_store(node)},
         "labels": node.labels(name),

@@ -3,6 +3,11 @@
 Invariant: nothing is lost when SkyPilot starts the job anew on other machines, as it does when one is taken: the driver
 runs on the first of them, and all that counts is in storage. Ray's token and S3 keys are `secrets` without values.
 SkyPilot runs a Ray of its own on other ports; `ray stop` would end it, so nothing here calls it.
+
+Read in SkyPilot 0.14 (sky/skylet/subprocess_daemon.py): every second it notes what is below a script, and kills what it
+noted last when the script has ended. So nothing that is to outlive a worker's script may still be below it: Ray's
+daemons are not once `ray start` has ended, the agent is started by a subshell that ends at once, and the script waits a
+little. SkyPilot's own sky_templates/ray/start_cluster waits as long, and gives Ray's agent the same other port.
 """
 
 import re
@@ -10,13 +15,25 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cluster.manifests.common import ENV_FILE, FILE, PORT, Launch, labels_option, object_store, render, whole
+from cluster.manifests.common import (
+    ENV_FILE,
+    FILE,
+    HOLDS_STAGELINE,
+    PORT,
+    Launch,
+    labels_option,
+    object_store,
+    render,
+    whole,
+)
 from cluster.shape import NodeParams
 from modeling.errors import UserError
 
 SECRETS = ("RAY_AUTH_TOKEN", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 NAMES = {"A100-40G": "A100", "A100-80G": "A100-80GB"}  # Ray's names of GPUs -> SkyPilot's, where they differ
 DISK_GB = 300
+AGENT_PORT = 52366  # of the agent of Ray's dashboard: SkyPilot's own Ray holds 52365
+SETTLE_S = 5  # after `ray start`, before a script may end
 END = "END_OF_EXPERIMENT"
 
 
@@ -36,7 +53,7 @@ The image has to hold Ray and Stageline (see the Dockerfile of the project).
         "name": launch.slug(40),
         "num_nodes": count,
         "resources": {
-            "image_id": f"docker:{launch.cluster.image}",
+            "image_id": f"docker:{launch.image}",
             "disk_size": DISK_GB,
             "job_recovery": {"strategy": "FAILOVER", "max_restarts_on_errors": 2},
             "any_of": [_resources(launch, name) for name in types],
@@ -74,7 +91,14 @@ def _setup(launch: Launch) -> str:
     end = END
     while re.search(rf"^{end}$", launch.text, re.M):
         end += "_"
-    lines = ["set -e", f"cat > ~/{FILE} <<'{end}'", launch.text.rstrip("\n"), end, *launch.cluster.setup]
+    lines = [
+        "set -e",
+        f"cat > ~/{FILE} <<'{end}'",
+        launch.text.rstrip("\n"),
+        end,
+        *launch.cluster.setup,
+        HOLDS_STAGELINE,
+    ]
     return "\n".join(lines) + "\n"
 
 
@@ -87,10 +111,11 @@ def _run(launch: Launch, labels: Mapping[str, str], node: NodeParams) -> str:
 cd ~
 export RAY_AUTH_MODE=token
 HEAD=$(echo "$SKYPILOT_NODE_IPS" | head -n1)
-NODE="{" ".join(options)} --metrics-export-port=8080"
+NODE="{" ".join(options)} --metrics-export-port=8080 --dashboard-agent-listen-port={AGENT_PORT}"
 watch_notices() {{
-  nohup setsid flock -n /tmp/notice-agent.lock \\
-    python -m cluster.agent --address $HEAD:{PORT} --source {source} > /tmp/notice-agent.log 2>&1 < /dev/null &
+  (nohup setsid flock -n /tmp/notice-agent.lock \\
+    python -m cluster.agent --address $HEAD:{PORT} --source {source} > /tmp/notice-agent.log 2>&1 < /dev/null &)
+  sleep {SETTLE_S}  # what is still below this script when it ends, SkyPilot ends too
 }}
 if [ "$SKYPILOT_NODE_RANK" != 0 ]; then
   until ray health-check --address $HEAD:{PORT} 2>/dev/null; do sleep 2; done

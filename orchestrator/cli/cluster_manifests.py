@@ -31,7 +31,7 @@ def arguments(sub: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     experiment = load_spec(options.experiment, options.overrides)
-    launch = _launch(experiment, options.overrides)
+    launch = _launch(experiment, options.overrides, options.shared_folders)
     check(launch)
     _check_stages(experiment)
     _check_paths(experiment, launch, options.shared_folders)
@@ -58,7 +58,7 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _launch(experiment: Experiment, overrides: list[str]) -> Launch:
+def _launch(experiment: Experiment, overrides: list[str], shared: bool) -> Launch:
     if experiment.cluster is None:
         remedy = "add 'cluster:' with 'nodes:', the types of machine"
         raise UserError("no 'cluster:' section", where=str(experiment.path), remedy=remedy)
@@ -66,7 +66,7 @@ def _launch(experiment: Experiment, overrides: list[str]) -> Launch:
     text = check_file(path)
     for override in overrides:
         check_text(override, f"override '{override.partition('=')[0]}=...'")
-    return Launch(experiment.name, experiment.storage, path.name, text, tuple(overrides), experiment.cluster)
+    return Launch(experiment.name, experiment.storage, path.name, text, tuple(overrides), experiment.cluster, shared)
 
 
 def _write(target: str, experiment: Experiment, launch: Launch) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import os
 import re
 from pathlib import Path
 
@@ -20,7 +21,8 @@ def arguments(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--prometheus", default="http://127.0.0.1:9090", help="where it will listen (%(default)s)")
     sub.add_argument("--grafana", default="http://127.0.0.1:3000", help="where it will listen (%(default)s)")
     sub.add_argument("--interval", type=float, default=10.0, metavar="S", help="between two scrapes (%(default)g)")
-    sub.add_argument("--token-file", metavar="FILE", help="of a cluster with token authentication: ~/.ray/auth_token")
+    text = "with Ray's token, for Prometheus (default: RAY_AUTH_TOKEN_PATH, or ~/.ray/auth_token where there is one)"
+    sub.add_argument("--token-file", metavar="FILE", help=text)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -28,15 +30,29 @@ def run(options: argparse.Namespace) -> int:
     if not 1 <= options.interval < math.inf:
         raise UserError("not a number of seconds from 1 on", where=f"--interval {options.interval}", remedy="give 10")
     head, prometheus, grafana = (_address(options, name) for name in ("head", "prometheus", "grafana"))
-    token = Path(options.token_file).expanduser().absolute() if options.token_file else None
-    if token and not token.is_file():
-        raise UserError("no such file", where=f"--token-file {token}", remedy="give the file that holds Ray's token")
+    token = _token_file(options.token_file)
     with writing(folder):
         paths = write(folder, head, prometheus, options.interval, str(token) if token else None)
     for path in paths:
         print(path)
+    if token:
+        print(f"\nRay's token: Prometheus reads {token}; a cluster without a token needs none.")
+    else:
+        print("\nRay's token: none found, right for a cluster without one; else give --token-file.")
     print(_next_steps(folder.absolute(), head, prometheus, grafana))
     return 0
+
+
+def _token_file(given: str | None) -> Path | None:
+    """Where Ray finds its own token, unless another file was given: without it the head answers 401."""
+    usual = Path.home() / ".ray" / "auth_token"
+    where, named = ("--token-file", given) if given else ("RAY_AUTH_TOKEN_PATH", os.environ.get("RAY_AUTH_TOKEN_PATH"))
+    if not named:
+        return usual if usual.is_file() else None
+    path = Path(named).expanduser().absolute()
+    if not path.is_file():
+        raise UserError("no such file", where=f"{where} {path}", remedy="give the file that holds Ray's token")
+    return path
 
 
 def _address(options: argparse.Namespace, name: str) -> str:

@@ -22,7 +22,29 @@ EXPERIMENTS = {
     "cluster_aws_1b": ("kuberay", "ray-up", "skypilot"),
     "cluster_gcp_8b": ("kuberay", "ray-up"),
 }
+FILES = {
+    "kuberay": ("rayjob.yaml", "raycluster.yaml"),
+    "ray-up": ("ray-up.yaml",),
+    "skypilot": ("skypilot.yaml",),
+}
 WRITE = "STAGELINE_WRITE_GOLDEN"  # set it to 1 to write what is compared here anew, and look at the difference
+
+
+SMALL = """
+name: small
+storage: s3://bucket/prefix
+model: {vision: tiny-vit, language: tiny-qwen2}
+data: {some: {meta: s3://bucket/some.json}}
+stages:
+  some_data: {kind: prepare, data: some}
+  mlp_warmup: {needs: [some_data], steps: 2, lr: 1e-3, global_batch: 4, resources: RESOURCES}
+cluster: CLUSTER
+"""
+
+
+def small(resources: str, cluster: str, image: str = "registry/it:1") -> str:
+    """SMALL with these; the cluster is a flow mapping, or null."""
+    return SMALL.replace("RESOURCES", resources).replace("CLUSTER", cluster.replace("{", f"{{image: {image}, ", 1))
 
 
 def write_all(name: str, folder: Path) -> dict[str, str]:

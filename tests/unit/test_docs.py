@@ -103,6 +103,16 @@ def test_commands_within_sentences_exist(page):
             check_options(text.replace("\n", " ").split())
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_row_of_a_table_has_the_cells_of_its_head(page):
+    """A bare | ends a cell, within code too: what is behind it would be in the wrong column, or in none."""
+    head = 0
+    for line in re.sub(r"```.*?```", "", page.read_text(), flags=re.S).splitlines():
+        cells = len(re.findall(r"(?<!\\)\|", line)) if line.startswith("|") else 0
+        assert not cells or not head or cells == head, f"{page.name}: {line}"
+        head = cells
+
+
 YAML = [block for block in ALL if block.language == "yaml"]
 
 

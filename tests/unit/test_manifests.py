@@ -9,23 +9,7 @@ import pytest
 import yaml
 
 from orchestrator.cli.main import main
-from tests.unit.manifests import EXPERIMENTS, ROOT, documents, golden, is_writing, kuberay, write_all
-
-FILES = {
-    "kuberay": ("rayjob.yaml", "raycluster.yaml"),
-    "ray-up": ("ray-up.yaml",),
-    "skypilot": ("skypilot.yaml",),
-}
-SMALL = """
-name: small
-storage: s3://bucket/prefix
-model: {vision: tiny-vit, language: tiny-qwen2}
-data: {some: {meta: s3://bucket/some.json}}
-stages:
-  some_data: {kind: prepare, data: some}
-  mlp_warmup: {needs: [some_data], steps: 2, lr: 1e-3, global_batch: 4, resources: RESOURCES}
-cluster: CLUSTER
-"""
+from tests.unit.manifests import EXPERIMENTS, FILES, ROOT, documents, golden, is_writing, kuberay, small, write_all
 
 
 @pytest.fixture(scope="module")
@@ -135,61 +119,6 @@ def test_ec2_takes_the_machines_that_ray_asks_it_for(written):
     assert "/aws/service/" in asked["ImageId"] and "parameter/aws/service/*" in allowed["ssm:GetParameters"]
 
 
-@pytest.mark.parametrize(
-    "machine, says",
-    [
-        ("instance: n1-standard-16, gpus: 2, accelerator: T4", None),
-        ("instance: g2-standard-24, gpus: 2, accelerator: L4", None),
-        ("instance: n1-standard-16, gpus: 2, accelerator: L4", r"nodes\.a: Google Cloud has no n1-standard-16 with L4"),
-        ("instance: n1-standard-16, gpus: 2", r"no n1-standard-16 with GPUs of an unknown type"),
-        ("instance: n2-standard-16, gpus: 2, accelerator: T4", r"no n2-standard-16 with T4 → take a machine that"),
-    ],
-)
-def test_a_machine_of_googles_has_its_gpus(machine, says, tmp_path, capsys):
-    """An n1 has those that are asked for beside it; without that the autoscaler would wait for GPUs for ever."""
-    cluster = f"""{{provider: gcp, region: r, zone: us-central1-a, project: p, head: {{instance: n2-standard-8}},
-      nodes: {{a: {{{machine}, cpus: 16}}}}}}"""
-    experiment = tmp_path / "e.yaml"
-    experiment.write_text(SMALL.replace("RESOURCES", "{}").replace("CLUSTER", cluster))
-    code = main(["cluster", "manifests", str(experiment), "--target", "ray-up", "--output", str(tmp_path)])
-    if says:
-        assert code == 2 and re.search(says, capsys.readouterr().err)
-        return
-    assert code == 0
-    asked = yaml.safe_load((tmp_path / "ray-up.yaml").read_text())["available_node_types"]["a"]["node_config"]
-    added = {"acceleratorType": "nvidia-tesla-t4", "acceleratorCount": 2}
-    assert asked.get("guestAccelerators") == ([added] if "n1-" in machine else None)
-    assert asked["scheduling"]["onHostMaintenance"] == "TERMINATE"
-
-
-@pytest.mark.parametrize("name", EXPERIMENTS)
-def test_their_shell_scripts_are_bash(name, written):
-    scripts = []
-    for file, text in written[name].items():
-        if file == "ray-up.yaml":
-            config = yaml.safe_load(text)
-            scripts += [line for key, lines in config.items() if key.endswith("_commands") for line in lines]
-        if file == "skypilot.yaml":
-            scripts += [yaml.safe_load(text)["setup"], yaml.safe_load(text)["run"]]
-        if file == "raycluster.yaml":
-            groups = documents(text)["RayCluster"]["spec"]["workerGroupSpecs"]
-            hooks = [group["template"]["spec"]["containers"][0]["lifecycle"]["preStop"] for group in groups]
-            scripts += [hook["exec"]["command"][-1] for hook in hooks]
-    assert scripts
-    for script in scripts:
-        done = subprocess.run(["bash", "-n"], input=script, text=True, capture_output=True)
-        assert done.returncode == 0 and not done.stderr, f"{script}\n{done.stderr}"
-
-
-def test_the_experiment_reaches_the_cluster_as_it_is(written, tmp_path):
-    original = (ROOT / "experiments/cluster_aws_1b.yaml").read_text()
-    job = documents(written["cluster_aws_1b"]["rayjob.yaml"])
-    assert list(job["ConfigMap"]["data"].values()) == [original]
-    setup = yaml.safe_load(written["cluster_aws_1b"]["skypilot.yaml"])["setup"]
-    subprocess.run(["bash", "-c", setup], check=True, env={"HOME": str(tmp_path)})
-    assert (tmp_path / "experiment.yaml").read_text() == original
-
-
 def test_a_worker_pod_has_time_to_save_and_an_agent_that_finds_the_head(written):
     spec = documents(written["cluster_gcp_8b"]["raycluster.yaml"])["RayCluster"]["spec"]
     name = documents(written["cluster_gcp_8b"]["raycluster.yaml"])["RayCluster"]["metadata"]["name"]
@@ -203,6 +132,33 @@ def test_a_worker_pod_has_time_to_save_and_an_agent_that_finds_the_head(written)
         assert ray["resources"]["limits"].get("nvidia.com/gpu", 0) == (0 if group["groupName"] == "cpu" else 8)
         keys = [toleration["key"] for toleration in pod.get("tolerations", ())]
         assert ("cloud.google.com/gke-spot" in keys) == (group["labels"]["ray.io/market-type"] == "spot")
+
+
+@pytest.mark.parametrize("target", FILES)
+@pytest.mark.parametrize("image", ["", "image: null, ", 'image: "", '])
+def test_a_cluster_without_an_image_is_refused(image, target, tmp_path, capsys):
+    """Ray's own images hold no Stageline: the driver and every notice agent would fail, most of them unseen."""
+    experiment = tmp_path / "e.yaml"
+    text = small("{}", "{provider: aws, region: r, head: {instance: x}, nodes: {a: {cpus: 8, instance: x}}}")
+    experiment.write_text(text.replace("image: registry/it:1, ", image))
+    assert main(["cluster", "manifests", str(experiment), "--target", target, "--output", str(tmp_path / "out")]) == 2
+    err = capsys.readouterr().err
+    assert re.search(r"e\.yaml: cluster: no 'image'.* → run `docker build -t", err) and len(err.splitlines()) == 1, err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("given", [[], ["--shared-folders"], ["stages.mlp_warmup.lr=1e-4", "--shared-folders"]])
+def test_the_command_in_the_comment_submits_what_the_manifest_was_written_for(given, tmp_path):
+    experiment = tmp_path / "e.yaml"
+    experiment.write_text(
+        small("{}", "{provider: aws, region: r, head: {instance: x}, nodes: {a: {cpus: 8, instance: x}}}")
+    )
+    assert main(["cluster", "manifests", str(experiment), *given, "--output", str(tmp_path / "out")]) == 0
+    for file in ("raycluster.yaml", "ray-up.yaml"):
+        (command,) = re.findall(r"^# +stageline (submit .*)$", (tmp_path / "out" / file).read_text(), re.M)
+        words = command.split()
+        assert words[:2] == ["submit", "e.yaml"]
+        assert set(words[2:]) == {"--address", "http://127.0.0.1:8265", *given}
 
 
 def test_overrides_are_run_too(tmp_path, capsys):
@@ -234,6 +190,7 @@ def test_a_driver_of_kuberays_is_given_what_submit_gives_one(written, monkeypatc
     assert environment == {"env_vars": asked["runtime_env"]["env_vars"]}
     assert int(environment["env_vars"]["RAY_JOB_STOP_WAIT_TIME_S"]) >= 600
     assert all(isinstance(value, str) for value in environment["env_vars"].values()), "Ray takes nothing else"
+    del asked["metadata"]["settings"]  # `submit` compares it: a job without one counts as the same
     assert spec["metadata"] == asked["metadata"]
     assert spec["metadata"]["storage"] == "s3://your-bucket/stageline"
     assert "--job" not in spec["entrypoint"] and "jobId" not in spec, "each attempt has an id of its own"
@@ -263,7 +220,7 @@ def test_no_secret_of_the_environment_is_in_a_file(tmp_path, monkeypatch):
 )
 def test_a_secret_in_the_file_is_refused_and_not_repeated(old, new, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("MY_DB_PASSWORD", "planted-0123")
-    text = SMALL.replace("RESOURCES", "{}").replace("CLUSTER", "{nodes: {a: {cpus: 8}}}")
+    text = small("{}", "{nodes: {a: {cpus: 8}}}")
     experiment = tmp_path / "e.yaml"
     experiment.write_text(text.replace(old, new))
     assert main(["cluster", "manifests", str(experiment), "--output", str(tmp_path / "out")]) == 2
@@ -275,7 +232,7 @@ def test_a_secret_in_the_file_is_refused_and_not_repeated(old, new, tmp_path, ca
 def test_commands_that_take_a_key_from_where_it_is_are_none(tmp_path):
     setup = """['hf auth login --token "$HF_TOKEN"', 'docker login --password-stdin < key', 'export A_TOKEN=$(cat key)',
       'get --token-file key --max-tokens 5']"""
-    text = SMALL.replace("RESOURCES", "{}").replace("CLUSTER", f"{{nodes: {{a: {{cpus: 8}}}}, setup: {setup}}}")
+    text = small("{}", f"{{nodes: {{a: {{cpus: 8}}}}, setup: {setup}}}")
     experiment = tmp_path / "e.yaml"
     experiment.write_text(text)
     assert main(["cluster", "manifests", str(experiment), "--output", str(tmp_path / "out")]) == 0
@@ -320,7 +277,7 @@ ONE_GPU = "{workers: 2, gpus: 1}"
 )  # fmt: skip
 def test_what_no_cluster_could_run_is_refused_in_one_message(resources, cluster, target, says, tmp_path, capsys):
     experiment = tmp_path / "e.yaml"
-    experiment.write_text(SMALL.replace("RESOURCES", resources).replace("CLUSTER", cluster))
+    experiment.write_text(small(resources, cluster))
     code = main(["cluster", "manifests", str(experiment), "--target", target, "--output", str(tmp_path / "out")])
     err = capsys.readouterr().err
     if says is None:
@@ -331,12 +288,11 @@ def test_what_no_cluster_could_run_is_refused_in_one_message(resources, cluster,
 
 
 def test_skypilot_is_refused_where_stages_need_different_machines(tmp_path, capsys):
-    text = SMALL.replace("RESOURCES", "{gpus: 1}").replace(
-        "{kind: prepare, data: some}", "{kind: prepare, data: some, resources: {cpus: 32}}"
-    )
-    nodes = "{nodes: {big: {cpus: 32}, gpu: {cpus: 8, gpus: 1, accelerator: L4}}}"
+    text = small("{gpus: 1}", "{nodes: {big: {cpus: 32}, gpu: {cpus: 8, gpus: 1, accelerator: L4}}}")
     experiment = tmp_path / "e.yaml"
-    experiment.write_text(text.replace("CLUSTER", nodes))
+    experiment.write_text(
+        text.replace("{kind: prepare, data: some}", "{kind: prepare, data: some, resources: {cpus: 32}}")
+    )
     arguments = ["cluster", "manifests", str(experiment), "--output", str(tmp_path / "out")]
     assert main([*arguments, "--target", "skypilot"]) == 2
     assert "no type serves all stages: some_data asks for 1 worker × (32 CPU)" in capsys.readouterr().err
@@ -346,7 +302,7 @@ def test_skypilot_is_refused_where_stages_need_different_machines(tmp_path, caps
 
 def test_folders_of_this_machine_are_refused(tmp_path, capsys):
     experiment = tmp_path / "e.yaml"
-    text = SMALL.replace("RESOURCES", "{}").replace("CLUSTER", "{nodes: {a: {cpus: 8}}}")
+    text = small("{}", "{nodes: {a: {cpus: 8}}}")
     arguments = ["cluster", "manifests", str(experiment), "--target", "kuberay", "--output", str(tmp_path / "out")]
 
     experiment.write_text(text.replace("s3://bucket/some.json", "data/some.json"))

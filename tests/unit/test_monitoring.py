@@ -16,9 +16,41 @@ RAY_OWN = {
 }  # fmt: skip
 
 
+@pytest.fixture(autouse=True)
+def home(tmp_path_factory, monkeypatch):
+    """Without a token, whatever the user of this machine has."""
+    folder = tmp_path_factory.mktemp("home")
+    monkeypatch.setenv("HOME", str(folder))
+    monkeypatch.delenv("RAY_AUTH_TOKEN_PATH", raising=False)
+    return folder
+
+
 def written(folder, *options):
     assert main(["cluster", "monitoring", "--output", str(folder), *options]) == 0
     return folder
+
+
+def token_of(folder):
+    (discovery,) = yaml.safe_load((folder / "prometheus.yml").read_text())["scrape_configs"][0]["http_sd_configs"]
+    return discovery.get("authorization", {}).get("credentials_file")
+
+
+def test_prometheus_is_given_the_token_that_ray_itself_would_take(tmp_path, home, monkeypatch, capsys):
+    """Without it the head of a cluster with a token answers 401, and Prometheus finds no node."""
+    assert token_of(written(tmp_path / "none")) is None
+    assert "none found, right for a cluster without one" in capsys.readouterr().out
+    usual, named = home / ".ray" / "auth_token", tmp_path / "named"
+    usual.parent.mkdir()
+    for path in (usual, named):
+        path.write_text("hunter2hunter2")
+    assert token_of(written(tmp_path / "usual")) == str(usual)
+    assert f"Prometheus reads {usual}; a cluster without a token needs none" in capsys.readouterr().out
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(named))
+    assert token_of(written(tmp_path / "named-one")) == str(named)
+    assert token_of(written(tmp_path / "given", "--token-file", str(usual))) == str(usual)
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "gone"))
+    assert main(["cluster", "monitoring", "--output", str(tmp_path / "gone-one")]) == 2
+    assert "RAY_AUTH_TOKEN_PATH" in capsys.readouterr().err and not (tmp_path / "gone-one").exists()
 
 
 def test_grafanas_own_types_know_every_field_of_the_dashboard():
