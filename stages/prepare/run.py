@@ -34,6 +34,7 @@ from stages.prepare.show import write_pages
 from stages.prepare.summary import summarise
 
 PLACES_SHOWN = 5
+ITS_FOLDER = "the folder that `stageline status` names"
 
 
 def prepare(io: StageIO) -> None:
@@ -129,7 +130,7 @@ def _check_damage(
         raise DataError(message, where=where, remedy="fetch these files again, or take them out of the meta file")
     share = f"{total / samples:.1%} of {samples} samples, max_rejected is {max_rejected:.1%}"
     message = f"{_told(total, damaged)}, {share}: {places}{more}"
-    remedy = f"correct the samples (all are listed in rejected.jsonl beside the stage) or raise stages.{stage}."
+    remedy = f"correct the samples (all are in rejected.jsonl of {ITS_FOLDER}) or raise stages.{stage}."
     raise DataError(message, where=where, remedy=remedy + "max_rejected" if total < samples else "correct the samples")
 
 
@@ -150,4 +151,4 @@ def _check_kept(summary: dict[str, Any], stage: str, meta: str) -> None:
     if not summary["kept"]:
         told = _told(summary["rejected"], summary["reasons"])
         raise DataError(f"no sample is left: {told}", where=f"stages.{stage}: {meta}",
-                        remedy=f"look at review.html beside the stage, and loosen stages.{stage}.curate")  # fmt: skip
+                        remedy=f"look at review.html of {ITS_FOLDER}, and loosen stages.{stage}.curate")  # fmt: skip
