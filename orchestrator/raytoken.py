@@ -5,6 +5,7 @@ rights that the process's umask leaves, for all to read as a rule; so it is made
 """
 
 import contextlib
+import logging
 import os
 import secrets
 import tempfile
@@ -14,22 +15,26 @@ from orchestrator.redaction import remember_ray_token
 
 BYTES = 32  # of a new one: as many as of Ray's own
 
+log = logging.getLogger(__name__)
+
 
 def keep_token() -> None:
     """Before a local Ray starts: its token is there, private, and known to redact().
 
     Nothing is made or changed where another place than ~/.ray/auth_token is named, or RAY_AUTH_MODE wants no token.
-    Where the file cannot be made Ray tries by itself, and says why it cannot.
+    Where the file cannot be made or closed to others, that is told, and Ray does what it can.
     """
     named = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
     if named or os.environ.get("RAY_AUTH_MODE", "token").lower() != "token":
         return
     path = Path.home() / ".ray" / "auth_token"
-    with contextlib.suppress(OSError):
+    try:
         if path.exists():
             _close(path)
         else:
             _make(path)
+    except OSError as error:
+        log.warning("Ray's token cannot be kept to its owner: %s", error)
     remember_ray_token()
 
 
@@ -45,4 +50,5 @@ def _make(path: Path) -> None:
     with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix="auth_token-") as file:  # 0600
         file.write(secrets.token_hex(BYTES))
         file.flush()
-        os.link(file.name, path)  # unless it is there by now
+        with contextlib.suppress(FileExistsError):  # another driver's, whole too
+            os.link(file.name, path)

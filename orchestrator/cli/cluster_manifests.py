@@ -13,7 +13,7 @@ from modeling.errors import UserError
 from orchestrator.cli.outputs import writing
 from orchestrator.placement import Machine, allows, asked, fits, may_come, shown
 from orchestrator.portable import local_paths
-from orchestrator.redaction import check_file, check_text
+from orchestrator.redaction import check_file, check_overrides
 from orchestrator.spec import Experiment, Stage, load_spec
 
 TARGETS = ("kuberay", "ray-up", "skypilot")
@@ -64,8 +64,7 @@ def _launch(experiment: Experiment, overrides: list[str], shared: bool) -> Launc
         raise UserError("no 'cluster:' section", where=str(experiment.path), remedy=remedy)
     path = experiment.path
     text = check_file(path)
-    for override in overrides:
-        check_text(override, f"override '{override.partition('=')[0]}=...'")
+    check_overrides(overrides)
     return Launch(experiment.name, experiment.storage, path.name, text, tuple(overrides), experiment.cluster, shared)
 
 

@@ -8,14 +8,13 @@ from modeling.errors import UserError
 from orchestrator.cli import jobs
 from orchestrator.cli.commands import reachable, recorded
 from orchestrator.ledger import Ledger
-from orchestrator.liveness import TIMEOUT_S, alive, presumed_dead
+from orchestrator.liveness import alive, presumed_dead
 from orchestrator.progress import read_logs
-from orchestrator.report.read import word
+from orchestrator.report.read import QUIET_S, word
 from orchestrator.spec import load_spec
 from orchestrator.store import Store
 
 LOOK_S = 2.0
-SILENT_S = 2 * TIMEOUT_S  # without a sign of life, after which a driver that cannot be seen from here is given up
 FAILED_S = 15.0  # for which a failed stage has to stay so: its driver may start it again
 
 
@@ -44,9 +43,7 @@ def logs(options: argparse.Namespace) -> int:
             break
         if status not in ("claimed", "running") or state.owner is None or alive(state.owner) is not None:
             look()
-        elif (
-            presumed_dead(store, prefix, state.token[0], state.owner, SILENT_S, sleep=look) and ledger.state() == state
-        ):
+        elif presumed_dead(store, prefix, state.token[0], state.owner, QUIET_S, sleep=look) and ledger.state() == state:
             _print_new(store, prefix, printed)
             who = f"pid {state.owner['pid']} on {state.owner['host']}"
             print(f"{options.stage} is interrupted: its driver ({who}) gives no sign of life; submit or run it again")

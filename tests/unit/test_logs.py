@@ -28,7 +28,7 @@ def world(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "reachable", lambda experiment: store)
     monkeypatch.setattr(module, "recorded", lambda experiment, store, stage: P)
     monkeypatch.setattr(module, "LOOK_S", 0.01)
-    monkeypatch.setattr(module, "SILENT_S", 0.3)
+    monkeypatch.setattr(module, "QUIET_S", 0.3)
     return store, Ledger(store, P), lambda: main(["logs", str(path), "a_data", "-f"])
 
 
@@ -39,7 +39,7 @@ def test_of_a_driver_that_signed_off_elsewhere(world, capsys):
     Recorder(store, P, token).log("the last line")
     with Heartbeat(store, P, token[0]):
         ledger.append("preempted", token, step=10, reason="cancelled by stageline cancel")
-    module.SILENT_S = 1e9
+    module.QUIET_S = 1e9
     assert follow() == 0
     said = capsys.readouterr().out
     assert "the last line" in said and said.count("a_data is interrupted") == 1

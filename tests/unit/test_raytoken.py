@@ -113,3 +113,9 @@ def test_a_local_ray_starts_after_it(home, monkeypatch):
         monkeypatch.setenv(name, "0")
     launch.start_ray(None)
     assert seen == [0o600]
+
+
+def test_a_token_that_cannot_be_kept_is_told(home, caplog):
+    home.write_text("a file where the folder should be")
+    keep_token()
+    assert "Ray's token cannot be kept to its owner" in caplog.text and ".ray" in caplog.text
