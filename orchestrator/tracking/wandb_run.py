@@ -122,10 +122,11 @@ class WandbRun:
         """The last step that earlier drivers left in folders for `wandb sync`."""
         folder = Path(record["folder"])
         if record["mode"] == "offline" and folder.is_dir():
-            (file,) = folder.glob("run-*.wandb")
-            _wait_until_settled(file)
+            files = list(folder.glob("run-*.wandb"))  # none, if it was killed before wandb made it
+            for file in files:
+                _wait_until_settled(file)
             self._store_folder(folder)
-            record["stored"] = max(record["before"], last_step(file))
+            record["stored"] = max([record["before"], *map(last_step, files)])
             return record["stored"]
         mark = self._mark_file(folder.parent)
         if record["mode"] == "offline" and mark.is_file() and mark.read_text() == record["mark"]:  # synced and removed

@@ -122,6 +122,15 @@ def test_a_killed_drivers_rows_are_there_once(tmp_path, written):
     assert {folder.name.rsplit("_", 1)[1].split("-", 1)[1] for folder in (first, second)} == {RUN}
 
 
+def test_killed_before_wandb_made_its_file_all_is_passed_on_again(tmp_path):
+    killed(tmp_path, 5)
+    (folder,) = folders(tmp_path)
+    for file in folder.glob("run-*.wandb"):
+        file.unlink()
+    assert finish_from(tmp_path, 8).last == 8
+    assert history(folders(tmp_path)[1:]) == whole(8)
+
+
 def test_folders_are_copied_to_storage(tmp_path):
     killed(tmp_path, 5)
     finish_from(tmp_path, 8)
