@@ -1,12 +1,15 @@
 """Digests of model folders in Hugging Face layout: what they hold, not where they lie.
 
-Invariant: a copy of a folder has the same digest. Files up to SMALL bytes are read whole; of larger ones, which
+Invariant: a copy of a local folder has the same digest. Files up to SMALL bytes are read whole; of larger ones, which
 are weights, the size and 4 KiB of every MiB are read, so that planning a 78B model takes seconds, not minutes:
 two trainings of one architecture differ in every large tensor, and a tensor of a MiB or more is always sampled.
 """
 
 import hashlib
+import json
 from pathlib import Path
+
+from modeling.remote import recorded
 
 SMALL = 256 << 20
 STRIDE, SAMPLE = 1 << 20, 4 << 10
@@ -16,7 +19,13 @@ _IGNORED = (".md", ".gitattributes", ".png", ".jpg")
 
 
 def weights_digest(folder: Path) -> str | None:
-    """Everything in the folder that makes a model; None where it is no model folder (config.json, weights)."""
+    """Everything in the folder that makes a model; None where it is no model folder (config.json, weights).
+
+    Of a copy of a folder on S3: that folder's names, sizes and ETags, whether its weights were fetched or not.
+    """
+    if (listing := recorded(folder)) is not None:
+        whole = "config.json" in listing and any(name.endswith(".safetensors") for name in listing)
+        return hashlib.sha256(json.dumps(listing, sort_keys=True).encode()).hexdigest() if whole else None
     files = _files(folder)
     if not (folder / "config.json").is_file() or not any(f.suffix == ".safetensors" for f in files):
         return None

@@ -1,4 +1,4 @@
-"""Source files, on local disks and on S3, behind six functions.
+"""Source files, on local disks and on S3, behind a few functions.
 
 A path is a local one or `s3://bucket/key`; `endpoint` is the address of a store that is not AWS (None: what botocore
 takes from the environment, as it does for the keys). s3fs tries again by itself what fails for a moment; what stays is
@@ -157,11 +157,16 @@ def local_copy(path: str, endpoint: str | None, folder: Path) -> Iterator[Path]:
         return
     folder.mkdir(parents=True, exist_ok=True)
     local = folder / os.path.basename(path)
-    _asked(lambda: _system(endpoint, os.getpid()).get_file(path, str(local)), path)
+    fetch(path, endpoint, local)
     try:
         yield local
     finally:
         local.unlink(missing_ok=True)
+
+
+def fetch(address: str, endpoint: str | None, to: Path) -> None:
+    """A remote file into a local one. Raises OSError."""
+    _asked(lambda: _system(endpoint, os.getpid()).get_file(address, str(to)), address)
 
 
 @lru_cache(maxsize=8)

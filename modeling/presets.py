@@ -14,6 +14,7 @@ from typing import Any
 
 from modeling.errors import UserError
 from modeling.official import CHAT, INTERNLM2, VISION_TYPE, text_to_hf, vision_to_hf
+from modeling.remote import model_folder
 
 # InternVLVisionConfig fields. 300M-style (LayerNorm, biased qkv, no qk-norm, no final norm after the last block).
 VISION: dict[str, dict[str, Any]] = {
@@ -135,14 +136,20 @@ class Resolved:
         return tokenizer
 
 
-def folders(params: Any) -> dict[str, Path]:
-    """The parts of `model:` that are folders rather than presets, by field name."""
+def folders(params: Any, weights: bool = False) -> dict[str, Path]:
+    """The parts of `model:` that are folders rather than presets, by field name: local ones, and copies of those on
+    S3 (remote.py), with weights only where these are asked for."""
+    return {part: model_folder(path, params.endpoint_url, weights) for part, path in given(params).items()}
+
+
+def given(params: Any) -> dict[str, str]:
+    """The same as they are given."""
     if params.folder:
-        return {"folder": Path(params.folder)}
+        return {"folder": params.folder}
     named: dict[str, tuple[str, Any]] = {"vision": (params.vision, VISION), "language": (params.language, LANGUAGE)}
     if params.tokenizer:
         named["tokenizer"] = (params.tokenizer, TOKENIZERS)
-    return {field: Path(value) for field, (value, presets) in named.items() if value not in presets}
+    return {field: value for field, (value, presets) in named.items() if value not in presets}
 
 
 def vision_fields(preset: str) -> dict[str, Any]:
@@ -214,9 +221,10 @@ def _read_config(folder: Path, field: str, presets) -> dict[str, Any]:
     return config
 
 
-def resolve(params: Any) -> Resolved:
-    """Read presets and config files. params: stages.params.ModelParams. Raises UserError for unknown names."""
-    paths = folders(params)
+def resolve(params: Any, weights: bool = False) -> Resolved:
+    """Read presets and config files. params: stages.params.ModelParams; weights: they will be read. Raises UserError
+    for unknown names."""
+    paths = folders(params, weights)
     vision_folder, language_folder, whole = paths.get("vision"), paths.get("language"), paths.get("folder")
     if whole:
         (vision, language), tokenizer = _of_whole(whole), str(whole)
@@ -239,10 +247,10 @@ def resolve(params: Any) -> Resolved:
                 f"'{language_folder}' holds a whole InternVL model",
                 where="model.language", remedy="give a language model alone",
             )  # fmt: skip
-        tokenizer = params.tokenizer or str(language_folder)
+        tokenizer = str(paths.get("tokenizer") or params.tokenizer or language_folder)
     else:
         language = language_fields(params.language)
-        tokenizer = params.tokenizer or language.pop("tokenizer")
+        tokenizer = str(paths["tokenizer"]) if "tokenizer" in paths else params.tokenizer or language.pop("tokenizer")
         language.pop("tokenizer", None)
         if tokenizer is None:
             raise UserError(

@@ -128,8 +128,8 @@ def _absent(experiment: Experiment, stage: Stage) -> str:
         if source is not None:
             return f"no file {source} (data.{mixture})"
     model = experiment.model_of(stage)
-    folders = presets.folders(model)
-    absent = {field: folder for field, folder in folders.items() if not folder.is_dir()}
+    folders = presets.given(model)
+    absent = {field: folders[field] for field, folder in presets.folders(model).items() if not folder.is_dir()}
     key = next((f"models.{name}" for name, its in experiment.models.items() if its is model), "model")
     named = " and ".join(f"{folder} ({key}.{field})" for field, folder in (absent or folders).items())
     return f"no folder {named}" if absent else f"config, weights or tokenizer are missing in {named}"

@@ -29,7 +29,7 @@ def _paths(experiment: Experiment) -> Iterator[tuple[str, str]]:
     models: dict[str, ModelParams] = {"model": experiment.model} if experiment.model else {}
     models |= {f"models.{name}": model for name, model in experiment.models.items()}
     for name, model in models.items():
-        yield from ((f"{name}.{part}", getattr(model, part)) for part in presets.folders(model))
+        yield from ((f"{name}.{part}", path) for part, path in presets.given(model).items())
     for name, data in experiment.data.items():
         yield f"data.{name}.meta", data.meta
     for name, its in experiment.sets.items():

@@ -14,11 +14,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
+from modeling.disk import disk_errors
 from modeling.errors import UserError
 from orchestrator.address import redact
 from orchestrator.errors import StorageTransient
 from orchestrator.s3 import S3Store, with_patience
-from orchestrator.store import Exists, Store, disk_errors
+from orchestrator.store import Exists, Store
 
 FOLDER = ".stageline/probe/"
 

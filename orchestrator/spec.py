@@ -231,10 +231,9 @@ class _Reader:
         for part in ("vision", "language", "tokenizer", "tile_size"):
             if model.folder is not None and getattr(model, part) is not None:
                 self.problems.add((*place, part), "a whole model is given by 'folder'", f"remove '{part}' or 'folder'")
-        found: dict[str, str] = {}
+        found = self.endpoint(model, place)
         known = {"vision": presets.VISION, "language": presets.LANGUAGE, "tokenizer": presets.TOKENIZERS}
-        for part in presets.folders(model):
-            value = getattr(model, part)
+        for part, value in presets.given(model).items():
             if part == "folder":
                 found[part] = self.resolve(value)
                 continue
@@ -248,15 +247,19 @@ class _Reader:
         out = {}
         for name, raw in self.group("data").items():
             if (params := self.validate(DataParams, raw, ("data", name))) is not None:
-                update: dict[str, Any] = {"meta": self.resolve(params.meta)}
-                if params.endpoint_url is not None:
-                    place = ("data", name, "endpoint_url")
-                    try:
-                        update["endpoint_url"] = check_endpoint(params.endpoint_url, ".".join(place))
-                    except UserError as error:
-                        self.problems.add(place, error.message, error.remedy)
+                update = {"meta": self.resolve(params.meta), **self.endpoint(params, ("data", name))}
                 out[name] = params.model_copy(update=update)
         return out
+
+    def endpoint(self, params: ModelParams | DataParams, place: KeyPath) -> dict[str, str]:
+        """Its endpoint_url, where one is given, as it is used."""
+        if params.endpoint_url is None:
+            return {}
+        try:
+            return {"endpoint_url": check_endpoint(params.endpoint_url, ".".join(map(str, place)) + ".endpoint_url")}
+        except UserError as error:
+            self.problems.add((*place, "endpoint_url"), error.message, error.remedy)
+            return {}
 
     def sets(self) -> dict[str, EvalSet]:
         found = {name: self.validate(EvalSet, raw, ("eval", name)) for name, raw in self.group("eval").items()}

@@ -18,14 +18,13 @@ from pathlib import Path
 from typing import Protocol
 from urllib.parse import urlsplit
 
+from modeling.disk import disk_errors
 from modeling.errors import UserError
 from orchestrator.address import parse_s3, redact
 from orchestrator.direct import write_file
 
 Data = bytes | bytearray | memoryview
 TEMPORARY = ".tmp-"
-_FULL = (errno.ENOSPC, errno.EDQUOT)
-_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 class Exists(Exception):
@@ -126,21 +125,6 @@ def open_store(url: str) -> Store:
         raise UserError(f"{nearest} is not writable", where=f"storage {url}",
                         remedy="give a folder you may write to")  # fmt: skip
     return FileStore(folder)
-
-
-@contextmanager
-def disk_errors(folder: Path, where: str = "") -> Iterator[None]:
-    """What the user can mend of a failed write below `folder`, as a UserError; any other error passes."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in _FULL:
-            raise UserError(f"no space is left in {folder} ({error.strerror})", where=where,
-                            remedy="free space there, raise the quota, or give another folder") from error  # fmt: skip
-        if error.errno in _FORBIDDEN:
-            raise UserError(f"{folder} is not writable ({error.strerror})", where=where,
-                            remedy="give a folder you may write to") from error  # fmt: skip
-        raise
 
 
 @contextmanager

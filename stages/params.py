@@ -25,7 +25,7 @@ Module = Literal["vit", "mlp", "language"]
 
 
 class ModelParams(Params):
-    """`model:` — which parts the model is built of, or the folder of a whole one."""
+    """`model:` — which parts the model is built of, or the folder of a whole one. Folders are local or s3://bucket/key."""
 
     vision: str | None = Field(default=None, description="a preset (presets.py), a Hugging Face or InternViT folder")
     language: str | None = Field(default=None, description="a preset, a Hugging Face or InternLM2 folder")
@@ -33,6 +33,9 @@ class ModelParams(Params):
         default=None, description="a whole InternVL model in Hugging Face layout, as `stageline import` writes it"
     )
     tokenizer: str | None = Field(default=None, description="a preset or a folder; None: the language model's own")
+    endpoint_url: Annotated[str | None, Run] = Field(
+        default=None, description="the S3 store of its s3:// folders; None: botocore's own choice"
+    )
     tile_size: int | None = Field(default=None, gt=0, description="pixels per tile side; None: the vision preset's")
     drop_path: float = Field(
         default=0.0, ge=0, lt=1, description="without effect: a training stage's own `drop_path` counts"

@@ -50,7 +50,7 @@ class Trainer:
         torch.set_num_threads(max(1, int(params.resources.cpus)))
         if params.decoders:
             warm_up()  # while the model is built
-        resolved = resolve(io.model)
+        resolved = resolve(io.model, weights=start is None)
         self.tile_size = resolved.tile_size
         if start:
             self.model, self.tokenizer = load_model(start.folder)

@@ -6,6 +6,7 @@ import sys
 import traceback
 
 from modeling.errors import UserError
+from modeling.files import Unavailable
 from orchestrator.cli import cluster as cluster_verb
 from orchestrator.cli import commands, jobs, weights
 from orchestrator.cli import eval as eval_verb
@@ -158,7 +159,7 @@ def _main(arguments: list[str] | None) -> int:
     except UserError as error:
         print(f"stageline: {error}", file=sys.stderr)
         return 2
-    except StorageTransient as error:
+    except (StorageTransient, Unavailable) as error:
         print(f"stageline: the store does not answer: {error} → try again when it is up", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

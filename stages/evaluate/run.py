@@ -10,10 +10,10 @@ again.
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from modeling.digests import weights_digest
+from modeling.remote import model_folder
 from stages.evaluate import results
 from stages.evaluate.generations import Model, Part
 from stages.evaluate.questions import Asked, all_asked, checkpoints, longest
@@ -100,10 +100,11 @@ def _models(io: StageIO) -> list[Model]:
     trained = checkpoints(io)
     if trained:
         return [Model(item.name, item.fingerprint, item.lent) for item in trained]
-    folder = Path(io.model.folder)
+    folder = model_folder(io.model.folder, io.model.endpoint_url)
     digest = weights_digest(folder)
     assert digest is not None, "planning refuses a folder without weights"
-    return [Model(folder.name, digest, partial(Path, folder))]
+    lent = partial(model_folder, io.model.folder, io.model.endpoint_url, weights=True)  # on each worker's own machine
+    return [Model(folder.name, digest, lent)]
 
 
 def _judge(io: StageIO, work: Work, judges: dict[str, Any], pools: Sequence[Answers]) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shutil
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -9,8 +10,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from modeling import disk
 from modeling.errors import CheckpointError, UserError
-from orchestrator import cache
 from orchestrator.cache import held_result
 from orchestrator.ledger import Ledger
 from orchestrator.store import FileStore, MemoryStore
@@ -143,13 +144,13 @@ def test_one_that_is_being_removed_is_fetched_again(store):
     prefix = complete(store, one=b"1")
     held = held_result(store, prefix)
     held.release()
-    lock = cache._lock(held.folder.with_suffix(".use"), cache.fcntl.LOCK_EX)
+    lock = disk.take_lock(held.folder.with_suffix(".use"), disk.fcntl.LOCK_EX)
     found = []
     other = threading.Thread(target=lambda: found.append(held_result(store, prefix)))
     other.start()
     time.sleep(0.1)
     assert not found
-    cache.shutil.rmtree(held.folder)
+    shutil.rmtree(held.folder)
     os.close(lock)
     other.join(10)
     assert (found[0].folder / "one").read_bytes() == b"1" and store.fetched == ["one", "one"]
@@ -161,6 +162,6 @@ def test_what_a_user_can_mend(store, monkeypatch):
     with pytest.raises(UserError, match="STAGELINE_CACHE_GB: must be a number of gigabytes, found 'much'"):
         held_result(store, prefix)
     monkeypatch.setenv("STAGELINE_CACHE_GB", "1")
-    monkeypatch.setattr(cache.shutil, "disk_usage", lambda path: SimpleNamespace(total=1000, free=99))
+    monkeypatch.setattr(disk.shutil, "disk_usage", lambda path: SimpleNamespace(total=1000, free=99))
     with pytest.raises(UserError, match=r"do not fit .* set STAGELINE_CACHE to a folder on a larger disk"):
         held_result(store, prefix)

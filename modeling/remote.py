@@ -1,0 +1,114 @@
+"""Model folders on S3, as local ones: fetched once for all processes of a machine (disk.py).
+
+Invariants. A local folder belongs to one state of the remote one: to its names, sizes and ETags, which are kept beside
+the files and are its identity (digests.py); what is uploaded there later makes another folder. A file has its name when
+it is whole. Nothing is fetched that a model does not need or that could run code. Planning and preparing take
+configuration and tokenizer; weights come where they are loaded.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from functools import lru_cache
+from pathlib import Path
+
+from modeling import files
+from modeling.disk import cache_folder, disk_errors, locked, make_room, take_lock
+from modeling.errors import UserError
+
+WEIGHTS = ".safetensors"
+FETCHED = (".json", ".txt", ".jinja", ".model", WEIGHTS)
+LISTING = ".s3.json"  # in the local folder: {name: [bytes, ETag]}
+AT_ONCE = 4  # files in transfer
+
+Listing = Mapping[str, tuple[int, str]]
+
+
+def model_folder(path: str, endpoint: str | None = None, weights: bool = False) -> Path:
+    """The local folder of a model: itself, or a copy that stays until this process ends.
+
+    It is not there where the remote one has no files. Raises UserError where that may not be read or does not fit on
+    the disk, files.Unavailable where the store gives no answer.
+    """
+    if not files.is_remote(path):
+        return Path(path)
+    listing = _listing(path, endpoint)
+    if not listing:
+        return Path(path)
+    folder = _held(path, json.dumps(listing))
+    need = [name for name in listing if weights or not name.endswith(WEIGHTS)]
+    if not all(_whole(folder / name, listing) for name in need):
+        with locked(folder.parent.with_suffix(".fill")):  # others may have fetched it meanwhile
+            missing = [name for name in need if not _whole(folder / name, listing)]
+            make_room(folder.parent, sum(listing[name][0] for name in missing), path)
+            with ThreadPoolExecutor(AT_ONCE) as pool, disk_errors(folder):
+                list(pool.map(lambda name: _fetch(f"{path}/{name}", endpoint, folder / name, listing), missing))
+    return folder
+
+
+def recorded(folder: Path) -> Listing | None:
+    """What the remote folder holds of which this is a copy; None for any other folder."""
+    try:
+        return json.loads((folder / LISTING).read_text())
+    except FileNotFoundError:
+        return None
+
+
+@lru_cache(maxsize=64)
+def _listing(path: str, endpoint: str | None) -> Listing:
+    """Asked once: a process sees one state."""
+    try:
+        with _told(path):
+            found = files.states(path, endpoint)
+    except FileNotFoundError:  # no such bucket
+        return {}
+    start = path.rstrip("/") + "/"
+    names = {address.removeprefix(start): state for address, state in sorted(found.items())}
+    return {name: state for name, state in names.items() if "/" not in name and name.endswith(FETCHED)}
+
+
+@lru_cache(maxsize=64)
+def _held(path: str, listing: str) -> Path:
+    """A folder of the remote one's name, in an entry of the cache that this process holds from now on."""
+    digest = hashlib.sha256(f"{path}\0{listing}".encode()).hexdigest()[:32]
+    entry = cache_folder() / digest
+    take_lock(entry.with_suffix(".use"), fcntl.LOCK_SH)
+    folder = entry / path.rstrip("/").rpartition("/")[2]
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        part = folder / f".part-{os.getpid()}"
+        part.write_text(listing)
+        os.replace(part, folder / LISTING)
+        os.utime(entry)
+    return folder
+
+
+def _whole(path: Path, listing: Listing) -> bool:
+    return path.is_file() and path.stat().st_size == listing[path.name][0]
+
+
+def _fetch(address: str, endpoint: str | None, path: Path, listing: Listing) -> None:
+    """Of the state that is listed: what was uploaded since is refused."""
+    part = path.with_name(f".part-{path.name}")
+    with _told(address), suppress(FileNotFoundError):
+        files.fetch(address, endpoint, part)
+    if files.state(address, endpoint) != tuple(listing[path.name]) or part.stat().st_size != listing[path.name][0]:
+        part.unlink(missing_ok=True)
+        message = "it was changed, or removed, while it was read"
+        raise UserError(message, where=address, remedy="run again, once nobody writes there")
+    with part.open("rb") as written:
+        os.fsync(written.fileno())
+    os.replace(part, path)
+
+
+@contextmanager
+def _told(address: str) -> Iterator[None]:
+    try:
+        yield
+    except PermissionError as error:
+        remedy = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, of someone who may read it"
+        raise UserError(str(error).removeprefix(f"{address}: "), where=address, remedy=remedy) from error
