@@ -229,6 +229,7 @@ def _claim(store: Store, ledger: Ledger, job: Job, events: Callable[[str, str], 
             continue
         now = ledger.state()  # watching takes a while
         if now.completed is not None or now.token[0] != state.token[0]:
+            told = told or state.token[0]
             continue  # another driver came first, and is judged in its turn
         try:
             token = ledger.claim(owner(), after=state.token[0])

@@ -31,7 +31,7 @@ from orchestrator.tracking.rows import flat, rows_after
 
 LOOK_S = 15.0  # between two looks at a stage's rows, which are stored as often
 RETRY_S = 300.0  # before a tracker that could not be opened is tried again
-LEAVE_S = 30.0  # for trackers to take the last rows when the driver ends
+LEAVE_S = wandb_run.INIT_S + 15  # for trackers to take the last rows when the driver ends, or to say why not
 CARD = "card.html"  # of a prepare stage
 
 log = logging.getLogger(__name__)

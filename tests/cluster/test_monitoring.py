@@ -117,7 +117,8 @@ def test_every_query_of_the_dashboard_finds_data(watched):
     variables = json.loads((files / "grafana" / "dashboards" / "stageline.json").read_text())["templating"]["list"]
     for variable in variables:
         metric, label = re.fullmatch(r"label_values\((.*), (\w+)\)", variable["query"]).groups()
-        assert prometheus.query(metric.replace("$experiment", "cluster"))[0]["metric"][label]
+        metric = metric.replace("$experiment", "cluster")
+        assert prometheus.query(f"last_over_time({metric}[15s])")[0]["metric"][label]
 
 
 def test_all_metrics_that_are_told_are_known_to_prometheus_and_say_what_the_ledger_does(watched):
@@ -128,7 +129,7 @@ def test_all_metrics_that_are_told_are_known_to_prometheus_and_say_what_the_ledg
     eventually(lambda: prometheus.query(f"ray_stageline_attempts{mine} == 2 and ray_stageline_step{mine}"))
 
     def value(name):
-        (found,) = prometheus.query(f"ray_stageline_{name}{mine}")
+        (found,) = prometheus.query(f"last_over_time(ray_stageline_{name}{mine}[15s])")  # a scrape may fail
         assert found["metric"]["kind"] == "full_finetune"
         return float(found["value"][1])
 
@@ -137,15 +138,17 @@ def test_all_metrics_that_are_told_are_known_to_prometheus_and_say_what_the_ledg
     assert value("steps_lost") == spent.steps_lost == 0
     assert 0 < value("goodput_ratio") <= 1
     note = json.loads((experiment.prefix("full_finetune") / "progress.json").read_text())
-    assert abs(value("step") - note["step"]) < 300 and value("steps") == ALL
-    trained = prometheus.query(f"ray_stageline_tokens_total{mine}")[0]["value"][1]
+    eventually(lambda: value("step") >= note["step"])
+    shown, now = value("step"), json.loads((experiment.prefix("full_finetune") / "progress.json").read_text())
+    assert shown <= now["step"] and value("steps") == ALL
     rows = [row for row in read_rows(experiment) if row["step"] <= note["step"]]
-    assert float(trained) >= 0.5 * sum(row["tokens"] for row in rows) > 0
+    tokens = sum(row["tokens"] for row in rows)
+    eventually(lambda: value("tokens_total") >= 0.5 * tokens > 0)
 
 
 def read_rows(experiment):
     folder = experiment.prefix("full_finetune") / "metrics"
-    return [json.loads(line) for path in folder.iterdir() for line in path.read_text().splitlines()]
+    return [json.loads(line) for path in folder.glob("*.jsonl") for line in path.read_text().splitlines()]
 
 
 # -- in a browser -----------------------------------------------------------------------------------------
@@ -236,4 +239,4 @@ def test_a_stage_that_is_over_has_no_metrics_any_more_and_its_past_stays(watched
     eventually(lambda: prometheus.query('ray_stageline_stage_running{stage="full_finetune"}'))  # a scrape may fail
     for name in ("loss", "stage_running", "goodput_ratio"):
         eventually(lambda name=name: not prometheus.query(f'ray_stageline_{name}{{stage="mlp_warmup"}}'))
-    assert prometheus.over_time('ray_stageline_loss{stage="mlp_warmup"}', 600)
+    assert prometheus.over_time('ray_stageline_attempts{stage="mlp_warmup"}', 600)

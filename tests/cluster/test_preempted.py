@@ -24,17 +24,18 @@ def test_a_notice_with_a_deadline(before_finetune, longer, start):
     driver = start(before_finetune, *LONGER)
     driver.wait_for_checkpoint(EVERY)  # so that it knows what a save takes
     time.sleep(rng.uniform(0, 0.3))
-    told = before_finetune.without_ray("preempt", "--deadline", "2.5")
-    step = before_finetune.state("full_finetune").checkpoints[0].step
-    assert told.returncode == 0 and "told full_finetune: 2.5 s until the end" in told.stdout
+    asked = time.time()
+    told = before_finetune.without_ray("preempt", "--deadline", "5")
+    assert told.returncode == 0 and "told full_finetune: 5 s until the end" in told.stdout
     began = time.time()
     assert driver.wait() == 0
     driver.assert_no_orphans()
     assert_nothing_lost(before_finetune, longer, {"preempted": 1})
-    saves = [e.time for e in before_finetune.entries("full_finetune") if e.type == "checkpoint" and e.token == (1, 1)]
-    assert saves[-1] - began < 2.5 + POLL_S, "it was to be saved by then, counted from when rank 0 looked"
+    entries = [e for e in before_finetune.entries("full_finetune") if e.type == "checkpoint" and e.token == (1, 1)]
+    saves = [e for e in entries if e.time > asked]
+    assert saves[-1].time - began < 5 + POLL_S, "it was to be saved by then, counted from when rank 0 looked"
     first, second = before_finetune.account("full_finetune").attempts
-    assert first.reached == second.resumed_from > step, "it trained on for a while"
+    assert first.reached == second.resumed_from > saves[0].fields["step"], "it trained on for a while"
     status = before_finetune.without_ray("status").stdout
     assert re.search(r"^full_finetune .* 2 \(1 preempted\) +0\.\d{3} +0 +\d+\.\d s ", status, re.M)
     assert re.search(r"^training: goodput 0\.\d{3} \(.* 0 steps lost$", status, re.M)
@@ -59,7 +60,7 @@ def test_sigterm_saves_and_stops_and_run_goes_on(before_finetune, longer, start)
 
 def test_a_worker_that_hangs_is_told_with_stacks_and_replaced(before_finetune, undisturbed, start):
     """One worker is stopped: the other waits for it in a collective, and says where."""
-    driver = start(before_finetune, "stages.full_finetune.hang_timeout_s=4")
+    driver = start(before_finetune, "stages.full_finetune.hang_timeout_s=15")
     driver.wait_for_checkpoint(EVERY)
     workers = driver.workers()
     random.Random(SEED + 4).choice(workers).suspend()
@@ -68,7 +69,7 @@ def test_a_worker_that_hangs_is_told_with_stacks_and_replaced(before_finetune, u
     (failure,) = before_finetune.state("full_finetune").failures
     assert failure.error_class is ErrorClass.hang
     (stacks,) = [text for name, text in before_finetune.logs("full_finetune").items() if "-stacks-" in name]
-    assert "no step came to an end for 4 s" in stacks and "all_reduce" in stacks
+    assert "no step came to an end for 15 s" in stacks and re.search("all_reduce|all_gather|barrier", stacks)
     assert_lineage(before_finetune)
     assert before_finetune.weights() == undisturbed.weights()
 

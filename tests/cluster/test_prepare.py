@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 from fashion import fashion  # noqa: F401
-from harness import SEED, Experiment
+from harness import PATIENCE_S, SEED, Experiment
 
 from modeling.batches import Batcher
 from modeling.epochs import plan_steps
@@ -112,7 +112,7 @@ def test_a_killed_driver_loses_no_finished_part(lines, tmp_path, start):
     known: dict[str, int] = {}
     for share in (3, 7):
         driver = start(killed)
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + PATIENCE_S
         while sum(name.endswith(".json") for name in parts(killed)) < share:
             assert driver.process.poll() is None and time.monotonic() < deadline
             time.sleep(0.1)

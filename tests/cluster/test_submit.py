@@ -105,10 +105,12 @@ def test_submitted_drained_killed_and_submitted_again(before_finetune, longer, c
         assert "resumed" not in laptop("logs", str(experiment.path), STAGE)
 
         # announced: the worker is drained; nothing is trained that is thrown away
-        token, at = view.token(), time.monotonic()
+        assert view.attempt() is not None, "it was faster than this test: give it more steps"
+        token, at = view.token(), time.time()
         first.notice(DEADLINE_S)
         laptop.until(lambda: view.attempt() is None or view.token() > token, "it saves and stops")
-        assert time.monotonic() - at < DEADLINE_S
+        saved = max(e.time for e in view.entries() if e.type == "checkpoint" and e.token == token)
+        assert 0 < saved - at < DEADLINE_S
         laptop.until(lambda: "queued" in laptop.status(), "why it waits is told")
         machines.kill(first)
         machines.add()

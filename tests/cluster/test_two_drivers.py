@@ -4,7 +4,7 @@ import signal
 import time
 
 import psutil
-from harness import EVERY, assert_lineage
+from harness import EVERY, PATIENCE_S, assert_lineage
 
 
 def claims(experiment) -> list:
@@ -30,7 +30,7 @@ def test_a_driver_that_slept_through_its_takeover_commits_nothing_and_says_so(be
     for process in asleep:
         process.send_signal(signal.SIGSTOP)
     other = start(before_finetune, environment={"STAGELINE_OWNER_TIMEOUT_S": "6"})
-    until = time.monotonic() + 60
+    until = time.monotonic() + PATIENCE_S
     while len(claims(before_finetune)) < 2:
         assert other.process.poll() is None and time.monotonic() < until, other.output
         time.sleep(0.05)

@@ -9,7 +9,8 @@ def test_plain_lines_where_there_is_no_terminal(undisturbed):
     assert "\x1b" not in output
     step = r"full_finetune: [\d,]+/100 \(\d+%\)  loss \d\.\d{4}  [\d,]+ tokens/s"
     assert re.search(step, output), output
-    assert re.search(r"full_finetune: checkpoint of step 90 committed", output)
+    last = undisturbed.state("full_finetune").checkpoints[0].step  # 90, or later where a save was still in flight
+    assert last >= 90 and f"full_finetune: checkpoint of step {last} committed" in output
     assert re.search(r"full_finetune: completed after ", output)
 
 

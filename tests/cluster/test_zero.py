@@ -42,7 +42,7 @@ def ranks(world: int, folder: Path) -> dict:
         with log.open("w") as file:
             group.append(subprocess.Popen(script, env=environment, stdout=file, stderr=file))
     try:
-        codes = [process.wait(timeout=240) for process in group]
+        codes = [process.wait(timeout=1200) for process in group]
     finally:
         for process in group:
             process.kill()
