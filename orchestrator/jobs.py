@@ -6,6 +6,7 @@ it again, and to tell whether it is what would be submitted now.
 """
 
 import asyncio
+import contextlib
 import logging
 import os
 import secrets
@@ -30,6 +31,7 @@ from orchestrator.spec import Experiment
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 RECONNECT_S = 60.0  # for which a log that is followed may be out of reach
+STOOD_S = 5.0  # after which a connection that broke had been one, however quiet the log
 AGENT_S = 30.0  # for a fresh head's agent to come up
 # they tell of every upload and connection
 CHATTY = (
@@ -190,7 +192,7 @@ class Jobs:
 
         lost: float | None = None
         while True:
-            before = printed
+            before, began = printed, time.monotonic()
             try:
                 self._ask(lambda: asyncio.run(tail()))
                 if self._status(job) not in RUNNING:
@@ -199,10 +201,17 @@ class Jobs:
             except UserError as error:
                 if getattr(error.__cause__, "status", None) == 404:
                     self.info(job)  # says so where the cluster, started anew, does not know the job
-                lost = time.monotonic() if lost is None or printed > before else lost
-                if time.monotonic() - lost > RECONNECT_S:
+                now = time.monotonic()
+                if lost is None or printed > before or (now - began > STOOD_S and self._answers(job)):
+                    lost = now
+                if now - lost > RECONNECT_S:
                     raise
             time.sleep(1.0)
+
+    def _answers(self, job: str) -> bool:
+        with contextlib.suppress(UserError):
+            return bool(self._status(job))
+        return False
 
     def stop(self, job: str) -> None:
         """SIGTERM to the driver, which saves and stops; SIGKILL after driverjob.STOP_WAIT_S."""

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import psutil
 from ceph import Ceph
@@ -31,6 +31,7 @@ PATIENCE_S = 180.0  # for the next moment; an attempt's start on a busy machine 
 
 Victim = Literal["worker", "raylet", "driver", "gateway", "daemons", "notice"]
 Moment = Literal["training", "upload", "start"]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -147,6 +148,7 @@ class Run:
         self.view = View(experiment, store, overrides)
         self._overrides = (*overrides, "--address", nodes.address)
         self.events: list[Event] = []
+        self._seen: dict[psutil.Process, Token] = {}  # workers that were there at an event, with its token
         self.driver = self._start()
 
     def _start(self) -> Driver:
@@ -195,8 +197,6 @@ class Run:
             self._until(self.view.uploading, "an upload")
         else:
             time.sleep(kill.delay)
-        if kill.victim in ("worker", "raylet"):
-            self._until(self._workers, "workers run")
         getattr(self, f"_{kill.victim}")(kill, ceph)
 
     def _over(self, last: Event) -> bool:
@@ -208,17 +208,19 @@ class Run:
 
     def _workers(self) -> dict[psutil.Process, RayNode]:
         """Those of the running attempt, not what is left of the one before."""
-        began = max((e.time for e in self.view.entries() if e.type == "attempt"), default=0.0)
-        return {process: node for process, node in self.nodes.workers().items() if process.create_time() > began}
+        token = self.view.token()
+        there = self.nodes.workers().items()
+        return {process: node for process, node in there if self._seen.get(process, token) == token}
 
     def _worker(self, kill: Kill, ceph: Ceph) -> None:
-        workers = sorted(self._workers(), key=lambda process: process.pid)
+        workers = sorted(self._until(self._workers, "workers run"), key=lambda process: process.pid)
         victim = workers[kill.pick % len(workers)]
         self._note(kill.victim, kill.moment)
         victim.kill()
 
     def _raylet(self, kill: Kill, ceph: Ceph) -> None:
-        nodes = sorted({node.id: node for node in self._workers().values()}.items())
+        workers = self._until(self._workers, "workers run")
+        nodes = sorted({node.id: node for node in workers.values()}.items())
         node = nodes[kill.pick % len(nodes)][1]
         self._note(kill.victim, kill.moment)
         self.nodes.kill_raylet(node)
@@ -241,6 +243,8 @@ class Run:
 
     def _note(self, victim: Victim, moment: Moment) -> None:
         token, step = self.view.token(), self.view.step() or 0
+        for process in self.nodes.workers():
+            self._seen.setdefault(process, token)
         self.events.append(Event(victim, moment, time.time(), step, token))
         self.tell(f"{len(self.events):3} {victim:8} {moment:8} at step {step} of attempt {token[0]}.{token[1]}")
 
@@ -251,14 +255,15 @@ class Run:
         attempt = self.view.attempt()
         return attempt is not None and attempt > after and self.view.step() is not None
 
-    def _until(self, holds: Callable[[], Any], what: str) -> None:
+    def _until(self, holds: Callable[[], T], what: str) -> T:
         until = time.monotonic() + PATIENCE_S
-        while not holds():
+        while not (found := holds()):
             code = self.driver.process.poll()
             assert code != 0, f"it was done before this could be seen: {what}; give the stage more steps"
             assert code is None, f"the driver ended with {code}:\n{self.driver.output}"
             assert time.monotonic() < until, f"not seen in {PATIENCE_S:.0f} s: {what}\n{self.driver.output}"
             time.sleep(0.02)
+        return found
 
 
 def outcomes(events: list[Event], entries: list[Entry]) -> list[Outcome]:

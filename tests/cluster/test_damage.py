@@ -2,8 +2,9 @@
 
 import json
 import shutil
+import time
 
-from harness import EVERY, LONGER, assert_lineage
+from harness import EVERY, LONGER, PATIENCE_S, assert_lineage
 
 
 def test_damage_of_every_kind_at_once(before_finetune, longer, start):
@@ -12,8 +13,12 @@ def test_damage_of_every_kind_at_once(before_finetune, longer, start):
     settings = (*LONGER, "stages.full_finetune.checkpoint.keep=5")
     driver = start(before_finetune, *settings)
     driver.wait_for_checkpoint(5 * EVERY)
+    until = time.monotonic() + PATIENCE_S
+    while len(before_finetune.state("full_finetune").checkpoints) < 5:
+        assert driver.process.poll() is None and time.monotonic() < until, driver.output
+        time.sleep(0.02)
     driver.kill()
-    checkpoints = before_finetune.state("full_finetune").checkpoints
+    checkpoints = before_finetune.state("full_finetune").checkpoints[:5]  # an older one may not be retired yet
     steps = [checkpoint.step for checkpoint in checkpoints]
     assert len(steps) == 5
     cut, missing, flipped, _good, deleted = ((before_finetune.storage / c.manifest).parent for c in checkpoints)

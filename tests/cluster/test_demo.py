@@ -126,6 +126,7 @@ def test_a_picture_is_asked_step_by_step_and_the_vote_of_eight_is_shown(page, pi
     page.get_by_label("Tokens of an answer").press("Tab")
     answer = said(page, "Read the digits in the image from left to right.")
     assert "of 8 votes" in answer.inner_text()
+    page.locator("#votes tr").first.wait_for()
     rows = page.locator("#votes tr").all()
     counts = [int(row.locator("td").last.inner_text()) for row in rows]
     assert sum(counts) == 8
@@ -136,14 +137,16 @@ def test_a_picture_is_asked_step_by_step_and_the_vote_of_eight_is_shown(page, pi
     widths = [row.locator(".stage-bar").bounding_box()["width"] for row in rows]
     assert all(abs(a * counts[0] - widths[0] * b) < 2 * counts[0] for a, b in zip(widths, counts, strict=True))
     responses = page.locator("#responses details")
+    responses.first.wait_for()
     assert responses.count() == 8 and not responses.first.locator("pre").is_visible()
     responses.first.locator("summary").click()
-    assert responses.first.locator("pre").is_visible()
+    responses.first.locator("pre").wait_for()
 
 
 def test_a_question_alone_has_one_greedy_answer(page):
     answer = said(page, "two plus two")
     assert answer.locator(".stage-error").count() == 0
+    page.locator("#responses details").first.wait_for()
     assert page.locator("#responses details").count() == 1 and page.locator("#responses pre").is_visible()
     assert page.locator("#votes tr").count() == 0
 

@@ -3,6 +3,8 @@
 Seconds to the first step, announced nodes, and plain Ray Train beside it: benchmarks/elastic.py.
 """
 
+import shutil
+
 from harness import Experiment, assert_lineage
 from nodes import Nodes
 from resizing import FINAL, SAME, STAGE, YAML, Resizing, differences, overrides
@@ -16,7 +18,9 @@ BETWEEN = 40
 def test_fewer_workers_when_a_node_is_gone_and_more_when_one_is_back(data, tmp_path):
     fixed = Experiment(tmp_path / "fixed", data, YAML)
     fixed.run(*overrides(STEPS, 2))
-    experiment = Experiment(tmp_path / "elastic", data, YAML)
+    experiment = fixed.copy(tmp_path / "elastic")  # with its data: preparing would hold a CPU as the stage begins
+    shutil.rmtree(experiment.prefix(STAGE))
+    experiment._note(STAGE).unlink()
     store = open_store(str(experiment.storage))
     with Nodes() as nodes, Resizing(experiment, nodes, store, overrides(STEPS, "[1,2]")) as run:
         run.trained(BETWEEN, 2)

@@ -17,7 +17,7 @@ def test_sigterm_then_ctrl_c_then_to_the_end(before_finetune, longer, start):
     driver.wait_for_checkpoint(EVERY)
     began = time.monotonic()
     assert driver.terminate() == 130
-    assert time.monotonic() - began < AT_ONCE_S
+    assert driver.ended - began < AT_ONCE_S
     assert MESSAGE in driver.output
     assert "Traceback" not in driver.output
 

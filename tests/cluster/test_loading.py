@@ -5,9 +5,10 @@ import time
 
 import psutil
 from chaos import assert_undisturbed, fetched, on_s3
-from harness import EVERY, assert_lineage
+from harness import EVERY, YAML, Experiment, assert_lineage, runs
 
 from orchestrator.errors import ErrorClass
+from orchestrator.store import open_store
 
 
 def makers(rank: psutil.Process) -> list[psutil.Process]:
@@ -24,11 +25,14 @@ def test_a_rank_is_killed_and_its_makers_go_with_it_and_the_weights_are_the_same
     driver = start(before_finetune, "stages.full_finetune.data_workers=2")
     driver.wait_for_checkpoint(EVERY)
     rank, other = driver.workers()
+    until = time.monotonic() + 10
+    while not len(makers(rank)) == len(makers(other)) == 2:
+        assert time.monotonic() < until, f"{makers(rank)}, {makers(other)}"
+        time.sleep(0.05)
     below = rank.children(recursive=True)
-    assert len(makers(rank)) == len(makers(other)) == 2
     rank.kill()
     until = time.monotonic() + 10
-    while left := [p for p in below if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]:
+    while left := [process for process in below if runs(process)]:
         assert time.monotonic() < until, f"left behind: {left}"
         time.sleep(0.05)
     assert driver.wait() == 0
@@ -52,3 +56,26 @@ def test_on_s3_a_node_fetches_each_result_once(undisturbed, before_finetune, cep
     assert {"index.parquet", "shards/000000-000000.tar", "model.safetensors"} <= names
     fetched(experiment, store)
     assert_undisturbed(experiment, undisturbed)
+
+
+def test_a_model_on_s3_trains_as_the_same_one_on_a_disk(undisturbed, ceph, tmp_path, monkeypatch):
+    """From the weights that mlp_warmup left, which this experiment finds on S3 alone; then asked as a model."""
+    for name, value in (ceph.environment | {"STAGELINE_CACHE": str(tmp_path / "cache")}).items():
+        monkeypatch.setenv(name, value)
+    bucket = ceph.bucket()
+    store = open_store(f"s3://{bucket}/models?endpoint_url={ceph.endpoint_url}")
+    for path in undisturbed.result("mlp_warmup").iterdir():
+        store.put_file(f"warm/{path.name}", path)
+    model = f"{{{{folder: s3://{bucket}/models/warm, endpoint_url: '{ceph.endpoint_url}'}}}}"
+    text = YAML.split("  evaluate:")[0].replace("{{vision: micro-vit, language: micro-qwen2}}", model)
+    text = text.replace("  mlp_warmup: {{needs: [mix_data], steps: 4, lr: 1e-3}}\n", "").replace(", mlp_warmup]", "]")
+    asked = "  evaluate: {{kind: evaluate, model: outside, needs: [heldout_data], resources: {{workers: 1}}}}\n"
+    experiment = Experiment(tmp_path / "s3", undisturbed.data, f"models: {{{{outside: {model}}}}}\n{text}{asked}")
+    assert experiment.run().returncode == 0
+    (folder,) = (tmp_path / "cache").glob("*/warm")
+    assert (folder / "model.safetensors").is_file(), "fetched once"
+    assert_lineage(experiment)
+    assert experiment.losses().tolist() == undisturbed.losses().tolist()
+    assert experiment.weights() == undisturbed.weights()
+    completed = experiment.state("evaluate").completed
+    assert completed is not None and completed["summary"]

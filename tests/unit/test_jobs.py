@@ -145,6 +145,26 @@ def test_a_log_of_a_job_that_the_cluster_has_forgotten_is_given_up_at_once(monke
         jobs_with(SimpleNamespace(tail_job_logs=tail, list_jobs=list)).follow("x-1")
 
 
+def test_a_quiet_log_whose_connection_breaks_every_two_minutes_is_followed(capsys, monkeypatch):
+    clock = iter(range(0, 10_000, 120))
+    monkeypatch.setattr(module.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(module.time, "monotonic", lambda: float(next(clock)))
+    breaks = [True, True, True, False]
+
+    async def tail(job):
+        if breaks.pop(0):
+            raise RuntimeError("WebSocket connection closed unexpectedly while job is still running")
+        yield "done\n"
+
+    statuses = ["RUNNING"] * 2 + ["SUCCEEDED"]
+
+    def status(job):
+        return SimpleNamespace(value=statuses.pop(0))
+
+    jobs_with(SimpleNamespace(tail_job_logs=tail, get_job_status=status)).follow("x-1")
+    assert capsys.readouterr().out == "done\n" and breaks == statuses == []
+
+
 def test_a_log_that_stays_out_of_reach_is_given_up(monkeypatch):
     clock = iter(range(0, 10_000, 40))
     monkeypatch.setattr(module.time, "sleep", lambda seconds: None)
@@ -154,8 +174,11 @@ def test_a_log_that_stays_out_of_reach_is_given_up(monkeypatch):
         raise RuntimeError("WebSocket connection closed unexpectedly")
         yield
 
+    def status(job):
+        raise ConnectionError("nobody there")
+
     with pytest.raises(UserError, match="WebSocket connection closed"):
-        jobs_with(SimpleNamespace(tail_job_logs=tail)).follow("x-1")
+        jobs_with(SimpleNamespace(tail_job_logs=tail, get_job_status=status)).follow("x-1")
 
 
 def test_a_running_experiment_is_found_by_name_and_storage():
