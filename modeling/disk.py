@@ -62,8 +62,8 @@ def make_room(entry: Path, need: int, where: str) -> None:
         message = f"must be a number of gigabytes, found {given!r}"
         raise UserError(message, where="STAGELINE_CACHE_GB", remedy="write a number such as 200") from None
     others = [path for path in entry.parent.iterdir() if path.is_dir()]
-    sizes = {path: sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) for path in others}
-    for path in sorted(others, key=lambda path: path.stat().st_mtime):
+    sizes = {path: sum(_size(file) for file in path.rglob("*")) for path in others}
+    for path in sorted(others, key=_used):
         if sum(sizes.values()) + need <= limit:
             break
         with contextlib.suppress(BlockingIOError):
@@ -77,6 +77,19 @@ def make_room(entry: Path, need: int, where: str) -> None:
             f"{need / 1e9:.1f} GB of inputs do not fit into {entry.parent}, which has {free / 1e9:.1f} GB free",
             where=where, remedy="free space there, or set STAGELINE_CACHE to a folder on a larger disk",
         )  # fmt: skip
+
+
+def _size(path: Path) -> int:
+    """Bytes of a file; 0 of a folder, and of what another process has just removed or renamed."""
+    with contextlib.suppress(FileNotFoundError):
+        return path.stat().st_size if path.is_file() else 0
+    return 0
+
+
+def _used(path: Path) -> float:
+    with contextlib.suppress(FileNotFoundError):
+        return path.stat().st_mtime
+    return 0.0
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ raised: FileNotFoundError and PermissionError for what the user can mend, Unavai
 answer, which must never be taken for a sample's fault.
 """
 
+import errno
 import fnmatch
 import glob
 import io
@@ -55,13 +56,17 @@ def state(path: str, endpoint: str | None = None) -> tuple[int, str] | None:
     return status.st_size, str(status.st_mtime_ns)
 
 
-def states(root: str, endpoint: str | None = None) -> dict[str, tuple[int, str]]:
-    """The state of every object below an S3 root, by its address: one request for a thousand, 200 bytes each."""
+def states(root: str, endpoint: str | None = None, deep: bool = True) -> dict[str, tuple[int, str]]:
+    """The state of every object below an S3 root, by its address: one request for a thousand, 200 bytes each.
+
+    deep: also of those in folders below it.
+    """
     bucket, _, prefix = root[len(REMOTE) :].partition("/")
     out: dict[str, tuple[int, str]] = {}
     more: dict[str, str] = {}
     while True:
         asked = {"Bucket": bucket, "Prefix": prefix.rstrip("/") + "/" if prefix else "", **more}
+        asked |= {} if deep else {"Delimiter": "/"}
         page = _asked(lambda asked=asked: _system(endpoint, os.getpid()).call_s3("list_objects_v2", **asked), root)
         for item in page.get("Contents", []):
             out[f"{REMOTE}{bucket}/{item['Key']}"] = (item["Size"], _tag(item))
@@ -157,16 +162,11 @@ def local_copy(path: str, endpoint: str | None, folder: Path) -> Iterator[Path]:
         return
     folder.mkdir(parents=True, exist_ok=True)
     local = folder / os.path.basename(path)
-    fetch(path, endpoint, local)
+    _asked(lambda: _system(endpoint, os.getpid()).get_file(path, str(local)), path)
     try:
         yield local
     finally:
         local.unlink(missing_ok=True)
-
-
-def fetch(address: str, endpoint: str | None, to: Path) -> None:
-    """A remote file into a local one. Raises OSError."""
-    _asked(lambda: _system(endpoint, os.getpid()).get_file(address, str(to)), address)
 
 
 @lru_cache(maxsize=8)
@@ -194,6 +194,7 @@ def _tag(info: dict[str, Any]) -> str:
 
 
 def _asked(action: Callable[[], T], path: str) -> T:
+    from aiohttp import ClientError as BrokenBody
     from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 
     try:
@@ -202,5 +203,7 @@ def _asked(action: Callable[[], T], path: str) -> T:
         raise
     except NoCredentialsError as error:
         raise PermissionError(f"{path}: no keys for S3 in the environment") from error
-    except (OSError, BotoCoreError, ClientError, TimeoutError) as error:
+    except (OSError, BotoCoreError, ClientError, BrokenBody, TimeoutError) as error:
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):  # of the disk it is written to
+            raise
         raise Unavailable(f"{path}: {type(error).__name__}: {error}") from error

@@ -139,7 +139,8 @@ class Resolved:
 def folders(params: Any, weights: bool = False) -> dict[str, Path]:
     """The parts of `model:` that are folders rather than presets, by field name: local ones, and copies of those on
     S3 (remote.py), with weights only where these are asked for."""
-    return {part: model_folder(path, params.endpoint_url, weights) for part, path in given(params).items()}
+    paths = given(params).items()
+    return {part: model_folder(path, params.endpoint_url, weights and part != "tokenizer") for part, path in paths}
 
 
 def given(params: Any) -> dict[str, str]:
@@ -167,7 +168,7 @@ def sizes(params: Any) -> tuple[dict[str, Any], dict[str, Any]] | None:
     the name of a published model. None where one is unknown."""
     paths, out = folders(params), []
     if "folder" in paths:
-        return _of_whole(paths["folder"]) if (paths["folder"] / "config.json").is_file() else None
+        return _of_whole(paths["folder"], params.folder) if (paths["folder"] / "config.json").is_file() else None
     for field, value, fields in (
         ("vision", params.vision, vision_fields), ("language", params.language, language_fields)
     ):  # fmt: skip
@@ -176,7 +177,7 @@ def sizes(params: Any) -> tuple[dict[str, Any], dict[str, Any]] | None:
         elif (paths[field] / "config.json").is_file():
             known = fields(PUBLISHED[paths[field].name]) if paths[field].name in PUBLISHED else {}
             rows = {"vocab_size": known["vocab_size"]} if "vocab_size" in known else {}  # the file counts padding rows
-            out.append(_in_hf_words(_read_config(paths[field], field, ()), str(paths[field])) | rows)
+            out.append(_in_hf_words(_read_config(paths[field], value, field, ()), value) | rows)
         elif paths[field].name in PUBLISHED:
             out.append(fields(PUBLISHED[paths[field].name]))
         else:
@@ -184,14 +185,15 @@ def sizes(params: Any) -> tuple[dict[str, Any], dict[str, Any]] | None:
     return out[0], out[1]
 
 
-def _of_whole(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(vision, language) fields of a whole model. Raises UserError for another model or layout."""
-    config = _read_config(folder, "folder", ())
+def _of_whole(folder: Path, named: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(vision, language) fields of a whole model, which the user knows as `named`. Raises UserError for another model
+    or layout."""
+    config = _read_config(folder, named, "folder", ())
     if config.get("model_type") != "internvl" or not {"vision_config", "text_config"} <= config.keys():
         official = config.get("model_type") == CHAT
         raise UserError(
-            f"'{folder}' holds {'an InternVL in the official layout' if official else 'no InternVL model'}",
-            where="model.folder", remedy=f"run `stageline import {folder} --output DIR` and give DIR",
+            f"'{named}' holds {'an InternVL in the official layout' if official else 'no InternVL model'}",
+            where="model.folder", remedy=f"run `stageline import {named} --output DIR` and give DIR",
         )  # fmt: skip
     return config["vision_config"], config["text_config"]
 
@@ -202,11 +204,11 @@ def _in_hf_words(config: dict[str, Any], where: str) -> dict[str, Any]:
     return text_to_hf(config, where).to_dict() if config.get("model_type") == INTERNLM2 else config
 
 
-def _read_config(folder: Path, field: str, presets) -> dict[str, Any]:
+def _read_config(folder: Path, named: str, field: str, presets) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.is_file():
         raise UserError(
-            f"'{folder}' is neither a preset nor a folder with a config.json",
+            f"'{named}' is neither a preset nor a folder with a config.json",
             where=f"model.{field}",
             remedy=f"give a Hugging Face folder or one of the presets {', '.join(presets)}",
         )
@@ -216,7 +218,9 @@ def _read_config(folder: Path, field: str, presets) -> dict[str, Any]:
         config = error
     if not isinstance(config, dict):
         raise UserError(
-            f"{path} is not a JSON object: {config}", where=f"model.{field}", remedy="fetch the folder again"
+            f"{named}/config.json is not a JSON object: {config}",
+            where=f"model.{field}",
+            remedy="fetch the folder again",
         )
     return config
 
@@ -227,24 +231,24 @@ def resolve(params: Any, weights: bool = False) -> Resolved:
     paths = folders(params, weights)
     vision_folder, language_folder, whole = paths.get("vision"), paths.get("language"), paths.get("folder")
     if whole:
-        (vision, language), tokenizer = _of_whole(whole), str(whole)
+        (vision, language), tokenizer = _of_whole(whole, params.folder), str(whole)
         return _resolved(params, vision, language, tokenizer, None, None, whole)
     if vision_folder:
-        vision = _read_config(vision_folder, "vision", VISION)
+        vision = _read_config(vision_folder, params.vision, "vision", VISION)
         if vision.get("model_type") == VISION_TYPE:
-            vision = vision_to_hf(vision, str(vision_folder))
+            vision = vision_to_hf(vision, params.vision)
         elif vision.get("model_type") != "internvl_vision":
             raise UserError(
-                f"'{vision_folder}' holds a model of type {vision.get('model_type')!r}, not 'internvl_vision'",
+                f"'{params.vision}' holds a model of type {vision.get('model_type')!r}, not 'internvl_vision'",
                 where="model.vision", remedy="give a vision tower alone, in Hugging Face or official InternVL layout",
             )  # fmt: skip
     else:
         vision = vision_fields(params.vision)
     if language_folder:
-        language = _read_config(language_folder, "language", LANGUAGE)
+        language = _read_config(language_folder, params.language, "language", LANGUAGE)
         if language.get("model_type") in ("internvl", CHAT):
             raise UserError(
-                f"'{language_folder}' holds a whole InternVL model",
+                f"'{params.language}' holds a whole InternVL model",
                 where="model.language", remedy="give a language model alone",
             )  # fmt: skip
         tokenizer = str(paths.get("tokenizer") or params.tokenizer or language_folder)

@@ -1,18 +1,19 @@
 """Model folders on S3, as local ones: fetched once for all processes of a machine (disk.py).
 
 Invariants. A local folder belongs to one state of the remote one: to its names, sizes and ETags, which are kept beside
-the files and are its identity (digests.py); what is uploaded there later makes another folder. A file has its name when
-it is whole. Nothing is fetched that a model does not need or that could run code. Planning and preparing take
-configuration and tokenizer; weights come where they are loaded.
+the files and are its identity (digests.py); what is uploaded there later makes another folder. A file gets its name
+when every byte of it came, and the remote one still has the listed state. Nothing is fetched that a model does not need
+or that could run code. Planning and preparing take configuration and tokenizer; weights come where they are loaded.
 """
 
 import fcntl
 import hashlib
 import json
 import os
+import uuid
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
@@ -23,7 +24,8 @@ from modeling.errors import UserError
 WEIGHTS = ".safetensors"
 FETCHED = (".json", ".txt", ".jinja", ".model", WEIGHTS)
 LISTING = ".s3.json"  # in the local folder: {name: [bytes, ETag]}
-AT_ONCE = 4  # files in transfer
+PIECE = 32 << 20  # bytes of one request, which s3fs asks again as a whole
+AT_ONCE = 4  # requests
 
 Listing = Mapping[str, tuple[int, str]]
 
@@ -36,6 +38,7 @@ def model_folder(path: str, endpoint: str | None = None, weights: bool = False) 
     """
     if not files.is_remote(path):
         return Path(path)
+    path = path.rstrip("/")
     listing = _listing(path, endpoint)
     if not listing:
         return Path(path)
@@ -45,8 +48,9 @@ def model_folder(path: str, endpoint: str | None = None, weights: bool = False) 
         with locked(folder.parent.with_suffix(".fill")):  # others may have fetched it meanwhile
             missing = [name for name in need if not _whole(folder / name, listing)]
             make_room(folder.parent, sum(listing[name][0] for name in missing), path)
-            with ThreadPoolExecutor(AT_ONCE) as pool, disk_errors(folder):
-                list(pool.map(lambda name: _fetch(f"{path}/{name}", endpoint, folder / name, listing), missing))
+            with disk_errors(folder):
+                for name in missing:
+                    _fetch(f"{path}/{name}", endpoint, folder / name, listing)
     return folder
 
 
@@ -54,7 +58,7 @@ def recorded(folder: Path) -> Listing | None:
     """What the remote folder holds of which this is a copy; None for any other folder."""
     try:
         return json.loads((folder / LISTING).read_text())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
 
 
@@ -63,12 +67,11 @@ def _listing(path: str, endpoint: str | None) -> Listing:
     """Asked once: a process sees one state."""
     try:
         with _told(path):
-            found = files.states(path, endpoint)
+            found = files.states(path, endpoint, deep=False)
     except FileNotFoundError:  # no such bucket
         return {}
-    start = path.rstrip("/") + "/"
-    names = {address.removeprefix(start): state for address, state in sorted(found.items())}
-    return {name: state for name, state in names.items() if "/" not in name and name.endswith(FETCHED)}
+    names = {address.removeprefix(f"{path}/"): state for address, state in sorted(found.items())}
+    return {name: state for name, state in names.items() if name.endswith(FETCHED) and name[0] != "."}
 
 
 @lru_cache(maxsize=64)
@@ -77,12 +80,13 @@ def _held(path: str, listing: str) -> Path:
     digest = hashlib.sha256(f"{path}\0{listing}".encode()).hexdigest()[:32]
     entry = cache_folder() / digest
     take_lock(entry.with_suffix(".use"), fcntl.LOCK_SH)
-    folder = entry / path.rstrip("/").rpartition("/")[2]
+    folder = entry / path.rpartition("/")[2]
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        part = folder / f".part-{os.getpid()}"
-        part.write_text(listing)
-        os.replace(part, folder / LISTING)
+        if recorded(folder) is None:
+            part = folder / f".part-{uuid.uuid4().hex}"
+            part.write_text(listing)
+            os.replace(part, folder / LISTING)
         os.utime(entry)
     return folder
 
@@ -92,16 +96,27 @@ def _whole(path: Path, listing: Listing) -> bool:
 
 
 def _fetch(address: str, endpoint: str | None, path: Path, listing: Listing) -> None:
-    """Of the state that is listed: what was uploaded since is refused."""
-    part = path.with_name(f".part-{path.name}")
-    with _told(address), suppress(FileNotFoundError):
-        files.fetch(address, endpoint, part)
-    if files.state(address, endpoint) != tuple(listing[path.name]) or part.stat().st_size != listing[path.name][0]:
-        part.unlink(missing_ok=True)
-        message = "it was changed, or removed, while it was read"
-        raise UserError(message, where=address, remedy="run again, once nobody writes there")
-    with part.open("rb") as written:
-        os.fsync(written.fileno())
+    """Of the state that is listed: what was uploaded since, or is gone, is refused."""
+    size, part = listing[path.name][0], path.with_name(f".part-{path.name}")
+    changed = UserError("it was changed, or removed, while it was read", where=address,
+                        remedy="run again, once nobody writes there")  # fmt: skip
+
+    def piece(start: int) -> None:
+        wanted = min(PIECE, size - start)
+        with _told(address):
+            data = files.read(address, endpoint, start, wanted)
+        if len(data) != wanted:
+            raise changed
+        os.pwrite(file.fileno(), data, start)
+
+    try:
+        with part.open("wb") as file, ThreadPoolExecutor(AT_ONCE) as pool:
+            list(pool.map(piece, range(0, size, PIECE)))
+            os.fsync(file.fileno())
+    except FileNotFoundError as error:
+        raise changed from error
+    if files.state(address, endpoint) != tuple(listing[path.name]):
+        raise changed
     os.replace(part, path)
 
 

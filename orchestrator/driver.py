@@ -131,7 +131,8 @@ def _attempts(
             storage=store.url, prefix=job.prefix, stage=name, kind=job.stage.kind_name,
             fingerprint=job.fingerprint, params=params, model=job.experiment.model_of(job.stage),
             sources=job.experiment.data, sets=job.experiment.sets,
-            digests={name: its["content"] for name, its in job.identity.get("sets", {}).items()},
+            digests={name: its["content"] for name, its in job.identity.get("sets", {}).items()}
+            or job.identity.get("model", {}),
             parents=parent_refs(store, job), token=token,
             keep=params.checkpoint.keep if job.stage.kind.trains else 1, workers=workers, followers=followers(job),
             experiment=job.experiment.name,

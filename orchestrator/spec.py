@@ -18,6 +18,7 @@ from pydantic import BaseModel, ValidationError
 from cluster.shape import ClusterParams
 from modeling import presets
 from modeling.errors import UserError
+from modeling.files import is_remote
 from orchestrator import checks, overrides, yamlfile
 from orchestrator.address import KEYS_REMEDY, SECRET, check_endpoint, parse_s3
 from orchestrator.evaluations import check_evaluations, check_set
@@ -234,6 +235,9 @@ class _Reader:
         found = self.endpoint(model, place)
         known = {"vision": presets.VISION, "language": presets.LANGUAGE, "tokenizer": presets.TOKENIZERS}
         for part, value in presets.given(model).items():
+            if is_remote(value):
+                found[part] = self.bucket(value, (*place, part))
+                continue
             if part == "folder":
                 found[part] = self.resolve(value)
                 continue
@@ -250,6 +254,17 @@ class _Reader:
                 update = {"meta": self.resolve(params.meta), **self.endpoint(params, ("data", name))}
                 out[name] = params.model_copy(update=update)
         return out
+
+    def bucket(self, url: str, place: KeyPath) -> str:
+        """An s3:// address of a folder, as it is used."""
+        try:
+            address = parse_s3(url)
+        except UserError as error:
+            self.problems.add(place, error.message, error.remedy)
+            return url
+        if address.endpoint_url:
+            self.problems.add(place, "names an endpoint", "write it beside it, as 'endpoint_url:'")
+        return f"s3://{address.bucket}/{address.prefix}"
 
     def endpoint(self, params: ModelParams | DataParams, place: KeyPath) -> dict[str, str]:
         """Its endpoint_url, where one is given, as it is used."""

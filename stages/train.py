@@ -20,6 +20,7 @@ import torch.distributed as dist
 
 from modeling.batches import Batch, Batcher, Counts, empty_batch
 from modeling.checkpoint import FragmentReader
+from modeling.digests import planned_folder
 from modeling.engine import Engine
 from modeling.epochs import StepPlan
 from modeling.errors import CheckpointError, DataError
@@ -28,7 +29,7 @@ from modeling.freeze import freeze_table, set_trainable
 from modeling.internvl import TrainingLoss, build_model, load_model, save_model, start_from, take_language, take_vision
 from modeling.loading import Rows, warm_up
 from modeling.packing import balance
-from modeling.presets import resolve
+from modeling.presets import given, resolve
 from modeling.schedule import learning_rate
 from modeling.shards import ShardReader
 from modeling.template import DEFAULT_SYSTEM
@@ -50,7 +51,11 @@ class Trainer:
         torch.set_num_threads(max(1, int(params.resources.cpus)))
         if params.decoders:
             warm_up()  # while the model is built
-        resolved = resolve(io.model, weights=start is None)
+        if not start:
+            for part, path in given(io.model).items():
+                if part != "tokenizer":
+                    planned_folder(path, io.model.endpoint_url, io.digests.get(part))
+        resolved = resolve(io.model, weights=not start)
         self.tile_size = resolved.tile_size
         if start:
             self.model, self.tokenizer = load_model(start.folder)

@@ -27,7 +27,7 @@ def import_(options: argparse.Namespace) -> int:
         if options.image_token_id is not None:
             raise UserError("--image-token-id is for a whole model", remedy="leave it out: the tokenizer tells")
         params = ModelParams(vision=options.vision, language=options.language, tokenizer=options.tokenizer)
-        parameters, what = write_parts(resolve(params), options.seed, output), "separate parts"
+        parameters, what = write_parts(resolve(params, weights=True), options.seed, output), "separate parts"
     print(f"imported {parameters:,} parameters ({what}) into {output}")
     return 0
 

@@ -9,8 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
-
+from modeling import files
 from stages.evaluate import figures, pools, score, voting
 from stages.evaluate.questions import Asked, checkpoints
 from stages.evaluate.statistics import compare
@@ -62,7 +61,7 @@ def write(folder: Path, io: StageIO, answers: Sequence[Any], loss: dict[str, Any
     if trained is not None and trained.is_file():
         told["trained"] = json.loads(trained.read_text())
     known = told.get("trained", {}).get("parameters")
-    told["parameters"] = known or _parameters(answers[0].model.open())
+    told["parameters"] = known or _parameters(*_stored(io, answers[0].model))
     (folder / "evaluation.json").write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n")
     (folder / "scores.json").write_text(json.dumps(short(tables), indent=1, ensure_ascii=False) + "\n")
     return told
@@ -230,12 +229,20 @@ def _forms(answers: Sequence[Any], values: dict[str, list[tuple[str | None, floa
     return out
 
 
-def _parameters(folder: Path) -> dict[str, int]:
-    """Of each module, as stored: from the headers alone."""
+def _stored(io: StageIO, model: Any) -> tuple[str, str | None]:
+    """Where the weights of a checkpoint lie, and the endpoint of that store."""
+    return (str(model.open()), None) if checkpoints(io) else (io.model.folder, io.model.endpoint_url)
+
+
+def _parameters(folder: str, endpoint: str | None) -> dict[str, int]:
+    """Of each module, as stored: from the headers of the safetensors alone, which start with their length."""
     counts = dict.fromkeys((*PARTS, "language"), 0)
-    for path in sorted(folder.glob("*.safetensors")):
-        with safe_open(path, "numpy") as file:
-            for key in file.keys():  # noqa: SIM118 (not a mapping)
-                part = next((name for name, start in PARTS.items() if start in key), "language")
-                counts[part] += math.prod(file.get_slice(key).get_shape())
+    for path in files.inside(folder, endpoint):
+        if not path.endswith(".safetensors"):
+            continue
+        size = int.from_bytes(files.read(path, endpoint, 0, 8), "little")
+        header = json.loads(files.read(path, endpoint, 8, size))
+        for key in header.keys() - {"__metadata__"}:
+            part = next((name for name, start in PARTS.items() if start in key), "language")
+            counts[part] += math.prod(header[key]["shape"])
     return counts

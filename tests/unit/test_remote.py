@@ -1,5 +1,6 @@
 """Model folders on S3: the same model as from a disk, fetched once, and what is planned is what is loaded."""
 
+import errno
 import fcntl
 import json
 import os
@@ -8,17 +9,18 @@ import sys
 from pathlib import Path
 
 import pytest
-from s3_service import ENVIRONMENT, moto, s3_store
+from s3_service import ENVIRONMENT, Proxy, moto, s3_store
 
 from modeling import disk, files, remote
-from modeling.digests import tokenizer_digest, weights_digest
+from modeling.digests import planned_folder, tokenizer_digest, weights_digest
 from modeling.errors import UserError
 from modeling.internvl import save_model, start_from
 from modeling.presets import folders, resolve, sizes
-from modeling.remote import model_folder
+from modeling.remote import model_folder, recorded
 from orchestrator.cli.main import main
 from orchestrator.portable import local_paths
 from orchestrator.spec import load_spec
+from stages.evaluate.results import _parameters
 from stages.params import ModelParams
 
 YAML = """
@@ -35,6 +37,7 @@ stages:
 @pytest.fixture
 def store(monkeypatch, tmp_path):
     monkeypatch.setenv("STAGELINE_CACHE", str(tmp_path / "cache"))
+    forget()
     yield s3_store(monkeypatch)
     forget()
 
@@ -122,11 +125,99 @@ def test_what_was_uploaded_between_two_looks_is_not_taken_for_what_was_planned(s
         model_folder(url, moto(), weights=True)
 
 
+@pytest.mark.parametrize("fault", ["404 NoSuchKey", "tear", "drop", "503 SlowDown"])
+def test_a_file_is_there_when_every_byte_of_it_came(store, local, monkeypatch, fault):
+    """Asked again where that may help; what is gone for a moment, as during an upload, is not taken for zeros."""
+    monkeypatch.setattr(remote, "PIECE", 50_000)
+    url = upload(store, local)
+    want = (local / "model.safetensors").read_bytes()
+    assert len(want) > 3 * remote.PIECE
+    with Proxy() as proxy:
+        folder = model_folder(url, proxy.endpoint)
+        proxy.faults[:] = [("GET model.safetensors", fault)]
+        if fault.startswith("404"):
+            with pytest.raises(UserError, match="changed, or removed, while it was read"):
+                model_folder(url, proxy.endpoint, weights=True)
+            assert not (folder / "model.safetensors").exists()
+        model_folder(url, proxy.endpoint, weights=True)
+        assert proxy.faults == [] and (folder / "model.safetensors").read_bytes() == want
+
+
+def test_a_full_disk_is_told_as_one(store, local, monkeypatch):
+    url = upload(store, local)
+
+    def full(file: int, data: bytes, at: int) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(remote.os, "pwrite", full)
+    with pytest.raises(UserError, match=r"no space is left in .*micro"):
+        model_folder(url, moto())
+
+
+def test_the_worker_refuses_another_model_than_was_planned(store, local):
+    url = upload(store, local)
+    planned = weights_digest(model_folder(url, moto()))
+    assert weights_digest(planned_folder(url, moto(), planned)) == planned
+    (local / "config.json").write_text((local / "config.json").read_text() + " ")
+    upload(store, local)
+    forget()
+    with pytest.raises(UserError, match="was changed after the run was planned"):
+        planned_folder(url, moto(), planned)
+
+
+def test_ways_to_write_the_address(store, local, tmp_path):
+    """With a slash at its end; with folders below it, and hidden files, which are not the model's."""
+    url = upload(store, local)
+    first = model_folder(url, moto())
+    store.put("models/micro/checkpoints/config.json", b"{}")
+    store.put("models/micro/.s3.json", b"{}")
+    forget()
+    assert model_folder(url + "/", moto()) == first and recorded(first)
+    assert load_spec(experiment(tmp_path, url + "/")).model == ModelParams(folder=url, endpoint_url=moto())
+
+
+@pytest.mark.parametrize(
+    "url", ["s3://", "s3://-/x", "s3://bucket/x?endpoint_url=http://h:1", "s3://u:hunter2@bucket/x"]
+)
+def test_an_address_that_is_none_is_told_by_its_field(tmp_path, capsys, url):
+    assert main(["plan", str(experiment(tmp_path, url))]) == 2
+    told = capsys.readouterr().err
+    assert "model.folder: " in told and "hunter2" not in told and "Traceback" not in told
+
+
+def test_a_tokenizer_of_its_own_comes_without_weights(store, local):
+    params = ModelParams(
+        vision="micro-vit", language="micro-qwen2", tokenizer=upload(store, local), endpoint_url=moto()
+    )
+    assert resolve(params, weights=True).tokenizer().get_vocab()
+    assert not list(folders(params)["tokenizer"].glob("*.safetensors"))
+
+
+def test_messages_name_the_address_and_not_the_copy(store, local):
+    (local / "config.json").write_text(json.dumps({"model_type": "internvl_chat"}))
+    url = upload(store, local)
+    with pytest.raises(UserError, match=f"'{url}' holds an InternVL in the official layout .* import {url} "):
+        resolve(ModelParams(folder=url, endpoint_url=moto()))
+
+
+def test_parameters_are_counted_where_the_weights_lie(store, local, micro):
+    url = upload(store, local)
+    counts = _parameters(url, moto())
+    assert counts == _parameters(str(local), None)
+    assert sum(counts.values()) == sum(p.numel() for p in micro.build(3).parameters())
+
+
+def test_a_folder_that_is_a_file_is_no_folder(tmp_path, capsys):
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    assert main(["plan", str(experiment(tmp_path, str(tmp_path / "model.safetensors")))]) == 0
+    assert "no folder" in capsys.readouterr().out
+
+
 def test_processes_of_a_machine_fetch_once(store, local):
     url = upload(store, local)
-    code = "import sys; from modeling import files, remote; real = files.fetch\n" \
-        "def fetch(address, endpoint, to):\n    print(address); real(address, endpoint, to)\n" \
-        "files.fetch = fetch; remote.model_folder(sys.argv[1], sys.argv[2], weights=True)"  # fmt: skip
+    code = "import sys; from modeling import files, remote; real = files.read\n" \
+        "def read(address, *of):\n    print(address); return real(address, *of)\n" \
+        "files.read = read; remote.model_folder(sys.argv[1], sys.argv[2], weights=True)"  # fmt: skip
     command = [sys.executable, "-c", code, url, moto()]
     running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
     fetched = [line for process in running for line in process.communicate(timeout=120)[0].splitlines()]
