@@ -34,10 +34,11 @@ class Scale:
 
     @classmethod
     def over(cls, values: Sequence[float], start: float, end: float, logarithmic: bool = False) -> "Scale":
-        """With a margin around the values."""
+        """With a margin around the values, also where they are equal or differ by a rounding error."""
         found = np.log10(values) if logarithmic else np.asarray(values, float)
         low, high = float(found.min()), float(found.max())
-        margin = 0.06 * (high - low) or 0.5
+        equal = high - low <= 1e-9 * max(1.0, abs(low), abs(high))
+        margin = 0.5 if equal else 0.06 * (high - low)
         return cls(low - margin, high + margin, start, end, logarithmic)
 
     def __call__(self, value: float) -> float:

@@ -185,12 +185,13 @@ def spread(wanted: Sequence[float], heights: Sequence[float], top: float, bottom
 
 
 def _limits(values: Sequence[float], log: bool, zero: bool = False, exact: bool = False) -> tuple[float, float]:
-    """Of an axis; never of no width."""
+    """Of an axis; never of no width, nor of one that is made of rounding errors."""
     low, high = (min(values), max(values)) if values else (1.0, 1.0)
+    low = min(0.0, low) if zero and not log else low
+    equal = high - low <= 1e-9 * max(abs(low), abs(high))
     if log:
-        return (low, high) if low < high else (low / 2, high * 2)
-    low = min(0.0, low) if zero else low
-    if low == high:
+        return (low / 2, high * 2) if equal else (low, high)
+    if equal:
         return (low - 1, high + 1) if exact else (low - (abs(low) / 10 or 1), high + (abs(high) / 10 or 1))
     return low, high
 
@@ -208,7 +209,8 @@ def _ticks(low: float, high: float, log: bool) -> list[float]:
         found = [tick for tick in _ticks(low, high, False) if low <= tick <= high]
         return found if len(found) > 1 else [low, high]
     rough = (high - low) / 5
-    power = 10.0 ** math.floor(math.log10(rough))
+    exponent = math.floor(math.log10(rough))
+    power = 10.0**exponent
     step = next(power * times for times in (1, 2, 5, 10) if power * times >= rough * 0.999)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [round(i * step, 12) for i in range(first, last + 1)]
+    return [round(i * step, 2 - exponent) for i in range(first, last + 1)]

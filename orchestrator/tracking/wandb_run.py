@@ -47,6 +47,8 @@ def check(params: WandbParams) -> None:
     """Raises UserError where runs cannot be begun: before any training, not after hours of it."""
     if importlib.util.find_spec("wandb") is None:
         raise UserError("wandb is not installed", where="tracking.wandb", remedy="pip install 'stageline[tracking]'")
+    if "wandb" not in sys.modules:  # a service of another process would go on when this one is killed
+        os.environ.pop("WANDB_SERVICE", None)
     if params.mode == "online" and not _key():
         raise UserError("wandb has no key", where="tracking.wandb",
                         remedy="set WANDB_API_KEY, run `wandb login`, or write mode: offline")  # fmt: skip

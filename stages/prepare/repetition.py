@@ -33,6 +33,7 @@ _WORD = re.compile(rf"[{CJK}]|[^\W\d_{CJK}]+|\d+")
 _NUMBER = re.compile(r"(?<=第)[〇零一二三四五六七八九十百千万两]+|\d+")
 _SPACE = re.compile(r"\s+")
 _TAG = re.compile(r"</?[a-z][^<>]{0,80}>")
+_TAGS = re.compile(rf"(?:{_TAG.pattern}\s*)+")
 _ROW = re.compile(r"(?:[^\W\d_]|[\s,，!！?？'’~、-])+|[\d\s.,&\[\]-]+")  # words and no full stop, or figures alone
 _BASES = re.compile(r"[acgtun]{3,}")
 _UNIT = re.compile(r"\n|(?<=[。！？；])|(?<=[.!?;])\s")
@@ -108,8 +109,10 @@ def character_runs(text: str) -> tuple[Finding, Finding, Finding]:
     """The longest run of one letter or digit, that of one other character, and of words of one and the same character.
 
     The last is `0, 0.0, 00`: whatever stands between, so that lists and tables of zeros are seen. Figures are bytes of
-    letters and digits, and counts of symbols and words (half the letters, where these are more).
+    letters and digits, and counts of symbols and words (half the letters, where these are more). Case does not count;
+    tags in a row are one space, so that a table of empty cells is none.
     """
+    text = _TAGS.sub(" ", text.lower())
     codes = _codes(text)
     if not len(codes):
         return NOTHING, NOTHING, NOTHING

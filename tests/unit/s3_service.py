@@ -5,9 +5,11 @@ import functools
 import http.client
 import os
 import random
+import re
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import uuid
@@ -45,24 +47,18 @@ class Time:
 @functools.cache
 def moto() -> str:
     """The endpoint of a moto server that ends with this process; started once. It takes parts of 2 kB."""
-    with socket.create_server(("127.0.0.1", 0)) as held:
-        port = held.getsockname()[1]
-    command = [str(Path(sys.executable).with_name("moto_server")), "-H", "127.0.0.1", "-p", str(port)]
-    server = subprocess.Popen(
-        command,
-        env=os.environ | {"S3_UPLOAD_PART_MIN_SIZE": "2000"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    atexit.register(server.kill)
-    deadline = time.monotonic() + 30
-    while True:
-        try:
-            socket.create_connection(("127.0.0.1", port)).close()
-            return f"http://127.0.0.1:{port}"
-        except OSError:
-            assert server.poll() is None and time.monotonic() < deadline, "moto_server does not start"
+    # it takes a free port itself and says which: one that is chosen here may be gone when it has started
+    command = [str(Path(sys.executable).with_name("moto_server")), "-H", "127.0.0.1", "-p", "0"]
+    with tempfile.TemporaryFile() as log:
+        environment = os.environ | {"S3_UPLOAD_PART_MIN_SIZE": "2000", "PYTHONUNBUFFERED": "1"}
+        server = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+        atexit.register(server.kill)
+        deadline = time.monotonic() + 120
+        while not (found := re.search(rb"Running on (http://127\.0\.0\.1:\d+)", os.pread(log.fileno(), 2**16, 0))):
+            running = server.poll() is None and time.monotonic() < deadline
+            assert running, f"moto_server does not start: {os.pread(log.fileno(), 2**16, 0).decode()}"
             time.sleep(0.02)
+    return found[1].decode()
 
 
 def s3_store(monkeypatch, endpoint: str = "", **settings) -> S3Store:
@@ -85,7 +81,7 @@ class Proxy:
     """Passes requests to moto, but for those that `faults` names.
 
     faults: (which, what) for the next request of a method, and with a text in its path ("PUT", "PUT partNumber=1"):
-    "drop" it before it arrives, "hang" half a second and drop it, "mute" the answer to it, "tear" the body of the
+    "drop" it before it arrives, "hang" five seconds and drop it, "mute" the answer to it, "tear" the body of the
     answer, or answer with an error such as "503 SlowDown".
     strip: forget If-None-Match, as some gateways do. seen: (method, path) of every request.
     """
@@ -128,7 +124,7 @@ class _Handler(BaseHTTPRequestHandler):
             status, code = fault.split()
             return self.reply(int(status), [], ERROR.format(code=code).encode())
         if fault == "hang":
-            time.sleep(0.5)
+            time.sleep(5)
         if fault in ("drop", "hang"):
             return self.cut()
         kept = {k: v for k, v in self.headers.items() if not (self.proxy.strip and k.lower() == "if-none-match")}

@@ -161,10 +161,10 @@ def test_time_is_bounded_by_pixels_however_small_the_file():
     """100 KB would take minutes, and hours where the limit on frames is all there is."""
     data = hollow_gif(9000, 2000)
     assert len(data) < 150_000
-    began = time.perf_counter()
+    began = time.process_time()
     with pytest.raises(VideoError, match="too long") as caught:
         probe(data)
-    assert caught.value.bomb and time.perf_counter() - began < 5, "refused before any frame is composed"
+    assert caught.value.bomb and time.process_time() - began < 5, "refused before any frame is composed"
 
 
 def test_a_canvas_that_grows_is_counted_as_it_grows(monkeypatch):

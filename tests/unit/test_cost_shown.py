@@ -105,9 +105,10 @@ def test_a_driver_elsewhere_that_says_no_more_costs_no_more(monkeypatch, tmp_pat
     spent = 2 * (8 + 10 + 2 * TIMEOUT_S) * 4 / 3600
     assert f" {spent:.2f} EUR (" in line
     run.now = time.time()
+    monkeypatch.setattr(time, "time", lambda: run.now)  # the clock stands still: what is said is of one moment
     assert f"mlp_warmup {spent:.2f} EUR" in words(page_of(run))
     with Heartbeat(run.store, run.prefix("mlp_warmup"), 1):  # its driver lives: it plans, or compiles
-        spent = 2 * (time.time() - began) * 4 / 3600
+        spent = 2 * (run.now - began) * 4 / 3600
         assert " running  " in (line := status_of(run, capsys)["mlp_warmup"]) and f" {spent:.2f} EUR (" in line
         assert f"mlp_warmup {spent:.2f} EUR" in words(page_of(run))
 

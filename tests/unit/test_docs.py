@@ -56,7 +56,7 @@ def run(found: list[blocks.Block], folder: Path) -> subprocess.CompletedProcess:
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "AWS_"))}
     environment |= {"PATH": f"{Path(sys.prefix, 'bin')}:{environment['PATH']}", "HOME": str(folder)}
     command = ["bash", "-c", blocks.script(found)]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240)
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
 
 
 def verbs(top: argparse.ArgumentParser, prefix: tuple[str, ...] = ()) -> dict[tuple[str, ...], argparse.ArgumentParser]:

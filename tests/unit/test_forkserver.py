@@ -43,7 +43,7 @@ class Served:
         self.socket = self.folder / "socket"
         self.script.write_text(SCRIPT)
         self.process = subprocess.Popen([sys.executable, "-c", SERVER, str(self.folder)], stdin=subprocess.PIPE)
-        until = time.monotonic() + 20
+        until = time.monotonic() + 60
         while not self.socket.exists():
             assert time.monotonic() < until
             time.sleep(0.01)
@@ -53,7 +53,7 @@ class Served:
         command = [sys.executable, "-I", "-S", str(CLIENT), str(self.socket), sys.executable, str(self.script)]
         # the client's end is not the script's: read until all writers are gone
         client = subprocess.Popen([*command, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
-        out, err = client.communicate(timeout=20)
+        out, err = client.communicate(timeout=60)
         assert client.returncode == 0 and err == b"to stderr\n", err
         return json.loads(out)
 
@@ -99,7 +99,7 @@ def test_without_a_server_it_starts_as_python(served):
 
 def test_it_ends_with_its_driver(served):
     served.process.stdin.close()
-    assert served.process.wait(timeout=20) == 0
+    assert served.process.wait(timeout=60) == 0
     assert not served.folder.exists()
 
 

@@ -168,6 +168,13 @@ def decodes(process: psutil.Process) -> bool:
     return any(file.path.startswith("/memfd:stageline-row") for file in process.memory_maps())
 
 
+def runs(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:  # it ended between the two questions
+        return False
+
+
 TRAIN = """
 import sys, time
 from multiprocessing import forkserver
@@ -195,7 +202,7 @@ def test_killing_the_training_leaves_no_process_behind():
         left = psutil.Process(training.pid).children(recursive=True)
         assert makers < {process.pid for process in left}
         os.kill(training.pid, signal.SIGKILL)
-    until = time.monotonic() + 10
-    while any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in left):
+    until = time.monotonic() + 60
+    while any(map(runs, left)):
         assert time.monotonic() < until, f"left behind: {left}"
         time.sleep(0.05)

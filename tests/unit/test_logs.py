@@ -55,6 +55,7 @@ def test_of_a_driver_that_was_lost_elsewhere(world, capsys):
 
 def test_of_a_driver_that_lives_elsewhere_all_is_told_to_the_end(world, capsys, monkeypatch):
     store, ledger, follow = world
+    monkeypatch.setattr(module, "QUIET_S", 30.0)
     token = ledger.start_attempt(ledger.claim(ELSEWHERE), 2)
     recorder, looks, sleep = Recorder(store, P, token), [], module.time.sleep
 

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -160,6 +161,10 @@ def test_ray_and_the_agent_outlive_the_script_of_a_machine_of_skypilots(tmp_path
     environment |= {"SKYPILOT_NODE_IPS": "10.0.0.1\n10.0.0.2", "SKYPILOT_NODE_RANK": "1"}
     try:
         subprocess.run(["bash", "-c", run], env=environment, check=True, timeout=60)
+        until = time.monotonic() + 30
+        while not (agent.exists() and agent.read_text().endswith("\n")):
+            assert time.monotonic() < until, "no agent was started"
+            time.sleep(0.02)
         assert json.loads((tmp_path / "below.json").read_text()) == []
         assert psutil.Process(int(agent.read_text())).is_running()
     finally:

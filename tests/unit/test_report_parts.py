@@ -1,10 +1,11 @@
 """The parts of the report: how figures are written, thinned curves, charts, the graph, the axis of time."""
 
+import math
 import re
 from itertools import pairwise
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from orchestrator.report import figures
@@ -56,6 +57,10 @@ def test_a_thinned_curve_keeps_its_extremes(values, most):
     st.booleans(),
     st.booleans(),
 )
+@example([(1.0, 1.0), (2.0, math.nextafter(1.0, 2))], False, False, False)
+@example([(1.0, 1e-9), (2.0, 1.0001e-9)], False, False, False)
+@example([(1e-9, 1.0), (1.0000000000000003e-9, 2.0)], True, False, False)
+@example([(1e9, 1.0), (math.nextafter(1e9, 2e9), 2.0)], True, False, False)
 def test_a_chart_stays_within_its_frame(points, log_x, log_y, zero):
     points = sorted(points, key=lambda point: point[0])
     x, y = [p[0] for p in points], [p[1] for p in points]

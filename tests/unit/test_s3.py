@@ -2,7 +2,9 @@
 
 import os
 import random
+import signal
 import threading
+from time import monotonic, sleep
 
 import pytest
 from s3_service import ENVIRONMENT, SYSTEMS, Proxy, Time, moto, s3_store
@@ -318,7 +320,13 @@ def test_a_forked_child_uses_the_store_too(store):
             store.put("from-child", store.get("k"))
         finally:
             os._exit(0)
-    os.waitpid(child, 0)
+    until = monotonic() + 60
+    while os.waitpid(child, os.WNOHANG)[0] == 0:
+        if monotonic() > until:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            pytest.fail("the child hangs")
+        sleep(0.01)
     assert store.get("from-child") == b"1" and store.get("k") == b"1"
 
 

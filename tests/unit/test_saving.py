@@ -48,11 +48,11 @@ def saver(weights, monkeypatch):
 
 def test_no_weight_changes_before_the_snapshot_is_taken(saver, weights, monkeypatch):
     go, take = threading.Event(), Snapshot.take
-    monkeypatch.setattr(Snapshot, "take", lambda *a: (go.wait(10), take(*a))[1])
-    assert saver.start(3, {}, 1.0) < 0.5, "it does not wait for the copy"
-    threading.Timer(0.2, go.set).start()
+    monkeypatch.setattr(Snapshot, "take", lambda *a: (go.wait(60), take(*a))[1])
+    assert saver.start(3, {}, 1.0) < 5, "it does not wait for the copy"
+    threading.Timer(1.0, go.set).start()
     stall = saver.settle()
-    assert 0.1 < stall < 5
+    assert stall > 0.1
     assert saver.settle() == 0.0, "it is taken"
     weights += 1  # the next update
     saver.finish()
@@ -64,7 +64,7 @@ def test_no_weight_changes_before_the_snapshot_is_taken(saver, weights, monkeypa
 def test_nothing_is_committed_before_every_ranks_file_is_stored(saver, monkeypatch):
     """That a rank has stored its file travels with a step; all ranks then gather at the same one."""
     go, put = threading.Event(), saver.io.put_shard
-    monkeypatch.setattr(saver.io, "put_shard", lambda *a: (go.wait(10), put(*a))[1])
+    monkeypatch.setattr(saver.io, "put_shard", lambda *a: (go.wait(60), put(*a))[1])
     saver.start(3, {}, 1.0)
     saver.settle()
     assert not saver.uploaded()
@@ -86,11 +86,11 @@ def test_no_rank_goes_on_before_the_last_save_is_committed(weights, monkeypatch)
 
     def gather(out: list, item: Any) -> None:
         gathered[ranks[threading.get_ident()]] = item
-        meet.wait(10)
+        meet.wait(60)
         out[:] = [gathered[0], gathered[1]]
 
     monkeypatch.setattr(dist, "all_gather_object", gather)
-    monkeypatch.setattr(dist, "barrier", lambda: meet.wait(10))
+    monkeypatch.setattr(dist, "barrier", lambda: meet.wait(60))
     ranks: dict[int, int] = {}
 
     def rank(number: int) -> None:
@@ -98,7 +98,7 @@ def test_no_rank_goes_on_before_the_last_save_is_committed(weights, monkeypatch)
         io = Io()
         io.rank, io.world = number, 2
         if number == 0:
-            io.commit = lambda *_: go.wait(10)  # type: ignore[method-assign]
+            io.commit = lambda *_: go.wait(60)  # type: ignore[method-assign]
         fragment = Fragment("weight", 0, weights, torch.zeros(5), torch.zeros(5))
         engine: Any = SimpleNamespace(device=torch.device("cpu"), to_write=lambda: [fragment])
         saver = Saver(io, engine)  # type: ignore[arg-type]
@@ -114,7 +114,7 @@ def test_no_rank_goes_on_before_the_last_save_is_committed(weights, monkeypatch)
     assert over == [], "rank 1 went on before the commit"
     go.set()
     for thread in threads:
-        thread.join(10)
+        thread.join(60)
     assert sorted(over) == [0, 1]
 
 

@@ -180,7 +180,7 @@ def test_any_text_is_read_and_what_comes_back_is_a_box(text):
 def test_a_long_response_takes_no_time(text):
     start = time.process_time()
     boxes.extract(text)
-    assert time.process_time() - start < 2
+    assert time.process_time() - start < 10
 
 
 @given(st.lists(st.integers(0, 1000), min_size=8, max_size=8))

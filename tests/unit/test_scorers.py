@@ -9,7 +9,7 @@ from collections import Counter
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from itertools import pairwise
+from itertools import count, pairwise
 
 import pytest
 from test_scoring import folder_cache
@@ -79,9 +79,9 @@ class Service:
             if (act := self.fault(prompt, nth)) is not None:
                 return act(http)
             grade = re.search(r"grade=(\d+)", prompt)
-            reply(http, 200, completion(f"Answer: {grade[1]}" if grade else "yes"))
             with self.lock:
                 self.answered[prompt] += 1
+            reply(http, 200, completion(f"Answer: {grade[1]}" if grade else "yes"))
         finally:
             with self.lock:
                 self.flight -= 1
@@ -124,7 +124,7 @@ def torn(http) -> None:
 
 
 def slow(http) -> None:
-    time.sleep(0.5)
+    time.sleep(5)
     http.close_connection = True
 
 
@@ -167,7 +167,7 @@ def cache(tmp_path):
 
 
 def settings(url: str, **more) -> Scores:
-    defaults = {"api_key_env": "A_KEY", "timeout_s": 0.2, "concurrency": 4, "retries": 4}
+    defaults = {"api_key_env": "A_KEY", "timeout_s": 30, "concurrency": 4, "retries": 4}
     return Scores(endpoint=Endpoint(base_url=url, model="judge", **(defaults | more)), classify=False)
 
 
@@ -196,7 +196,7 @@ def test_every_passing_fault_is_got_over(service, cache, tmp_path, caplog):
         return FAULTS[(2 * place + nth) % len(FAULTS)] if nth < 2 else None
 
     at, samples = service(fault), [sample(i % 11, f"text {i}") for i in range(14)]
-    params = settings(at.url)
+    params = settings(at.url, timeout_s=2)
     found = Scoring(params, cache)(samples)
     assert [(one.quality, one.repetition) for one in found] == [(i % 11, i % 11) for i in range(14)]
     probes = at.asked.pop(PROBE, 0)  # where four faults in a row were met
@@ -236,18 +236,20 @@ def test_an_outage_fails_the_stage_and_costs_no_answer_twice(service, cache, tmp
 
 
 def test_an_outage_shorter_than_the_patience_is_waited_out_by_all_together(service, cache):
-    """Far more faults than tries: one at a time asks whether it is back, and no prompt loses its answer to it."""
-    down, probes, lock = [float("inf"), 0.0], [0, 0], threading.Lock()
+    """Far more faults than tries: one at a time asks whether it is back, and no prompt loses its answer to it. Down
+    from the tenth request on, for 11 probes."""
+    requests, probes, lock = count(), [0, 0], threading.Lock()
 
     def fault(prompt, nth):
-        if sum(at.answered.values()) >= 9 and down[1] == 0:
-            down[:] = time.monotonic(), time.monotonic() + 0.8
-        if not down[0] <= time.monotonic() < down[1]:
-            return None
-        during[prompt == PROBE] += 1
-        if prompt != PROBE:
-            return status(503, "down")
         with lock:
+            if next(requests) < 9 or during[True] > 10:
+                return None
+        while client._answers < 9:  # one that came late would end the outage for those who wait
+            time.sleep(0.01)
+        with lock:
+            during[prompt == PROBE] += 1
+            if prompt != PROBE:
+                return status(503, "down")
             probes[0] += 1
             probes[1] = max(probes)
         time.sleep(0.01)
@@ -257,7 +259,8 @@ def test_an_outage_shorter_than_the_patience_is_waited_out_by_all_together(servi
 
     during = Counter()
     at, samples = service(fault), [sample(i % 11, f"text {i}") for i in range(12)]
-    found = score_samples(samples, settings(at.url, retries=1), scorer(at.url, retries=1), cache)
+    client = scorer(at.url, retries=1)
+    found = score_samples(samples, settings(at.url, retries=1), client, cache)
     assert [(one.quality, one.repetition) for one in found] == [(i % 11, i % 11) for i in range(12)]
     assert during[True] > 10 and probes[1] == 1, "one asks"
     assert during[False] <= 4 * 2, "the others wait: as many requests as threads have tries"
@@ -267,9 +270,9 @@ def test_the_last_prompts_of_a_run_do_not_pass_for_unscored_where_nobody_is_ther
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{unused.getsockname()[1]}/v1"
-    params = settings(url, retries=1, patience_s=0.1)
-    with pytest.raises(EndpointUnavailable):
-        score_samples([sample(7)], params, build_scorer(params), cache)
+        params = settings(url, retries=1, patience_s=0.1)
+        with pytest.raises(EndpointUnavailable):
+            score_samples([sample(7)], params, build_scorer(params), cache)
 
 
 def test_a_prompt_that_alone_fails_is_a_sample_without_a_score(service, cache):
@@ -328,8 +331,8 @@ def test_a_pace_that_is_asked_for_is_kept_by_all_requests(service):
     client = scorer(at.url, concurrency=2)
     assert ask(client, ["p0"]) == ["yes"]
     assert at.times[1] - at.times[0] >= 1
-    client._not_before = time.monotonic() + 0.3  # as another thread's answer leaves it
     began = time.monotonic()
+    client._not_before = began + 0.3  # as another thread's answer leaves it
     ask(client, ["p1", "p2", "p3"])
     assert at.times[2] - began >= 0.3
 
