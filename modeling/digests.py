@@ -6,11 +6,9 @@ two trainings of one architecture differ in every large tensor, and a tensor of 
 """
 
 import hashlib
-import json
 from pathlib import Path
 
-from modeling.errors import UserError
-from modeling.remote import model_folder, recorded
+from modeling.remote import recorded, state
 
 SMALL = 256 << 20
 STRIDE, SAMPLE = 1 << 20, 4 << 10
@@ -26,21 +24,11 @@ def weights_digest(folder: Path) -> str | None:
     """
     if (listing := recorded(folder)) is not None:
         whole = "config.json" in listing and any(name.endswith(".safetensors") for name in listing)
-        return hashlib.sha256(json.dumps(listing, sort_keys=True).encode()).hexdigest() if whole else None
+        return state(listing) if whole else None
     files = _files(folder)
     if not (folder / "config.json").is_file() or not any(f.suffix == ".safetensors" for f in files):
         return None
     return _digest(folder, files)
-
-
-def planned_folder(path: str, endpoint: str | None, digest: str | None) -> Path:
-    """A model's folder with its weights. UserError for one on S3 that is another one than was planned with: `digest`
-    is its `weights_digest` then, None where that is not known."""
-    folder = model_folder(path, endpoint)
-    if recorded(folder) is not None and digest not in (None, weights_digest(folder)):
-        raise UserError("was changed after the run was planned", where=path,
-                        remedy="run again: it is then another model")  # fmt: skip
-    return model_folder(path, endpoint, weights=True)
 
 
 def tokenizer_digest(folder: Path) -> str | None:

@@ -62,7 +62,7 @@ def make_room(entry: Path, need: int, where: str) -> None:
         message = f"must be a number of gigabytes, found {given!r}"
         raise UserError(message, where="STAGELINE_CACHE_GB", remedy="write a number such as 200") from None
     others = [path for path in entry.parent.iterdir() if path.is_dir()]
-    sizes = {path: sum(_size(file) for file in path.rglob("*")) for path in others}
+    sizes = {path: _size(path) for path in others}
     for path in sorted(others, key=_used):
         if sum(sizes.values()) + need <= limit:
             break
@@ -79,11 +79,14 @@ def make_room(entry: Path, need: int, where: str) -> None:
         )  # fmt: skip
 
 
-def _size(path: Path) -> int:
-    """Bytes of a file; 0 of a folder, and of what another process has just removed or renamed."""
-    with contextlib.suppress(FileNotFoundError):
-        return path.stat().st_size if path.is_file() else 0
-    return 0
+def _size(folder: Path) -> int:
+    """Bytes of its files, but for what other processes remove or rename at this moment."""
+    total = 0
+    for where, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                total += os.stat(os.path.join(where, name)).st_size
+    return total
 
 
 def _used(path: Path) -> float:

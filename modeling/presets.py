@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from modeling import remote
 from modeling.errors import UserError
 from modeling.official import CHAT, INTERNLM2, VISION_TYPE, text_to_hf, vision_to_hf
-from modeling.remote import model_folder
 
 # InternVLVisionConfig fields. 300M-style (LayerNorm, biased qkv, no qk-norm, no final norm after the last block).
 VISION: dict[str, dict[str, Any]] = {
@@ -139,8 +139,16 @@ class Resolved:
 def folders(params: Any, weights: bool = False) -> dict[str, Path]:
     """The parts of `model:` that are folders rather than presets, by field name: local ones, and copies of those on
     S3 (remote.py), with weights only where these are asked for."""
-    paths = given(params).items()
-    return {part: model_folder(path, params.endpoint_url, weights and part != "tokenizer") for part, path in paths}
+    out = {}
+    for part, path in given(params).items():
+        out[part] = remote.model_folder(path, params.endpoint_url, weights and part != "tokenizer")
+    return out
+
+
+def as_planned(params: Any) -> Any:
+    """The same for workers, which take no other state of a folder on S3 than this process saw."""
+    update = {part: remote.as_planned(path, params.endpoint_url) for part, path in given(params).items()}
+    return params.model_copy(update=update)
 
 
 def given(params: Any) -> dict[str, str]:

@@ -4,6 +4,7 @@ Invariants. A local folder belongs to one state of the remote one: to its names,
 the files and are its identity (digests.py); what is uploaded there later makes another folder. A file gets its name
 when every byte of it came, and the remote one still has the listed state. Nothing is fetched that a model does not need
 or that could run code. Planning and preparing take configuration and tokenizer; weights come where they are loaded.
+What a driver planned with it hands on as `s3://bucket/key#state`, and no worker takes another state for it.
 """
 
 import fcntl
@@ -14,7 +15,7 @@ import uuid
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 from modeling import files
@@ -38,8 +39,12 @@ def model_folder(path: str, endpoint: str | None = None, weights: bool = False) 
     """
     if not files.is_remote(path):
         return Path(path)
+    path, _, planned = path.partition("#")
     path = path.rstrip("/")
     listing = _listing(path, endpoint)
+    if planned and planned != state(listing):
+        raise UserError("it was changed, or removed, after the run was planned", where=path,
+                        remedy="run again: it is then another model")  # fmt: skip
     if not listing:
         return Path(path)
     folder = _held(path, json.dumps(listing))
@@ -47,22 +52,39 @@ def model_folder(path: str, endpoint: str | None = None, weights: bool = False) 
     if not all(_whole(folder / name, listing) for name in need):
         with locked(folder.parent.with_suffix(".fill")):  # others may have fetched it meanwhile
             missing = [name for name in need if not _whole(folder / name, listing)]
-            make_room(folder.parent, sum(listing[name][0] for name in missing), path)
+            if missing:
+                make_room(folder.parent, sum(listing[name][0] for name in missing), path)
             with disk_errors(folder):
                 for name in missing:
                     _fetch(f"{path}/{name}", endpoint, folder / name, listing)
     return folder
 
 
+def as_planned(path: str, endpoint: str | None) -> str:
+    """For workers: a remote folder with the state that this process sees. Any other is itself."""
+    return f"{path}#{state(_listing(path.rstrip('/'), endpoint))}" if files.is_remote(path) else path
+
+
+def address(path: str) -> str:
+    """Without the state that a driver planned with."""
+    return path.partition("#")[0] if files.is_remote(path) else path
+
+
+def state(listing: Listing) -> str:
+    return hashlib.sha256(json.dumps(listing, sort_keys=True).encode()).hexdigest()
+
+
 def recorded(folder: Path) -> Listing | None:
-    """What the remote folder holds of which this is a copy; None for any other folder."""
+    """What the remote folder holds of which this is a copy; None for any other folder, and for a damaged copy."""
     try:
-        return json.loads((folder / LISTING).read_text())
-    except (FileNotFoundError, NotADirectoryError):
-        return None
+        if folder.parent.parent == cache_folder():
+            return json.loads((folder / LISTING).read_text())
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        pass
+    return None
 
 
-@lru_cache(maxsize=64)
+@cache
 def _listing(path: str, endpoint: str | None) -> Listing:
     """Asked once: a process sees one state."""
     try:
@@ -74,7 +96,7 @@ def _listing(path: str, endpoint: str | None) -> Listing:
     return {name: state for name, state in names.items() if name.endswith(FETCHED) and name[0] != "."}
 
 
-@lru_cache(maxsize=64)
+@cache
 def _held(path: str, listing: str) -> Path:
     """A folder of the remote one's name, in an entry of the cache that this process holds from now on."""
     digest = hashlib.sha256(f"{path}\0{listing}".encode()).hexdigest()[:32]
@@ -104,7 +126,12 @@ def _fetch(address: str, endpoint: str | None, path: Path, listing: Listing) -> 
     def piece(start: int) -> None:
         wanted = min(PIECE, size - start)
         with _told(address):
-            data = files.read(address, endpoint, start, wanted)
+            try:
+                data = files.read(address, endpoint, start, wanted)
+            except files.Unavailable:  # as a store also is that has no such bytes any more
+                if files.state(address, endpoint) == tuple(listing[path.name]):
+                    raise
+                data = b""
         if len(data) != wanted:
             raise changed
         os.pwrite(file.fileno(), data, start)

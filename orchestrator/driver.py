@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+from modeling import presets
 from orchestrator.attendant import Attendant, Stop
 from orchestrator.checkpoints import token_name
 from orchestrator.control import hung, stopped_by
@@ -129,10 +130,9 @@ def _attempts(
         token = ledger.start_attempt(token, workers)
         task = Task(
             storage=store.url, prefix=job.prefix, stage=name, kind=job.stage.kind_name,
-            fingerprint=job.fingerprint, params=params, model=job.experiment.model_of(job.stage),
+            fingerprint=job.fingerprint, params=params, model=presets.as_planned(job.experiment.model_of(job.stage)),
             sources=job.experiment.data, sets=job.experiment.sets,
-            digests={name: its["content"] for name, its in job.identity.get("sets", {}).items()}
-            or job.identity.get("model", {}),
+            digests={name: its["content"] for name, its in job.identity.get("sets", {}).items()},
             parents=parent_refs(store, job), token=token,
             keep=params.checkpoint.keep if job.stage.kind.trains else 1, workers=workers, followers=followers(job),
             experiment=job.experiment.name,

@@ -202,15 +202,15 @@ class Jobs:
                 if getattr(error.__cause__, "status", None) == 404:
                     self.info(job)  # says so where the cluster, started anew, does not know the job
                 now = time.monotonic()
-                if lost is None or printed > before or (now - began > STOOD_S and self._answers(job)):
+                if lost is None or printed > before or (now - began > STOOD_S and self._runs(job)):
                     lost = now
                 if now - lost > RECONNECT_S:
                     raise
             time.sleep(1.0)
 
-    def _answers(self, job: str) -> bool:
+    def _runs(self, job: str) -> bool:
         with contextlib.suppress(UserError):
-            return bool(self._status(job))
+            return self._status(job) in RUNNING
         return False
 
     def stop(self, job: str) -> None:

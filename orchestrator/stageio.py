@@ -73,7 +73,7 @@ class Task:
     workers: int = 1
     followers: int = 0  # workers of the training stage that can start after this one; 0 where there is none
     sets: dict[str, Any] = field(default_factory=dict)
-    digests: dict[str, Any] = field(default_factory=dict)  # of its sets, or of the model it starts from
+    digests: dict[str, Any] = field(default_factory=dict)  # of the sets that it asks
     experiment: str = ""  # by which the runs of a dashboard are told apart
 
 

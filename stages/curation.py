@@ -19,6 +19,11 @@ class ImageChecks(Params):
     max_ratio: float = Field(default=50.0, ge=1, description="longer side by shorter side")
 
 
+# Version of prepare/text_checks.py and repetition.py: raise it when a verdict changes.
+# 2: neither case nor tags hide a run.
+RULES = 2
+
+
 class TextChecks(Params):
     """Heuristics on answers: abnormal length, zero runs, duplicate lines, repetition, odd characters.
 
@@ -50,6 +55,9 @@ class TextChecks(Params):
     odd_share: float = Field(default=0.005, ge=0, le=1, description="of odd characters in a text, if more than those")
     symbol_noise: int = Field(default=100, ge=1, description="symbols of many kinds, with hardly a word between")
     mixed_words: int = Field(default=5, ge=0, description="words whose letters are of several scripts")
+
+    def identity(self) -> dict[str, Any]:
+        return super().identity() | {"rules": RULES}
 
 
 class Duplicates(Params):

@@ -93,7 +93,7 @@ class StageIO(Protocol):
     model: Any  # the experiment's ModelParams
     sources: dict[str, Any]  # the experiment's `data:` (DataParams by name)
     sets: dict[str, Any]  # the experiment's `eval:` (EvalSet by name)
-    digests: dict[str, Any]  # of the sets that it asks, or of the parts of the model that it starts from, as planned
+    digests: dict[str, Any]  # the content of those that the stage asks, as it was planned
     inputs: dict[str, Input]  # parents by stage name
     rank: int
     world: int

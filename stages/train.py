@@ -20,7 +20,6 @@ import torch.distributed as dist
 
 from modeling.batches import Batch, Batcher, Counts, empty_batch
 from modeling.checkpoint import FragmentReader
-from modeling.digests import planned_folder
 from modeling.engine import Engine
 from modeling.epochs import StepPlan
 from modeling.errors import CheckpointError, DataError
@@ -29,7 +28,7 @@ from modeling.freeze import freeze_table, set_trainable
 from modeling.internvl import TrainingLoss, build_model, load_model, save_model, start_from, take_language, take_vision
 from modeling.loading import Rows, warm_up
 from modeling.packing import balance
-from modeling.presets import given, resolve
+from modeling.presets import resolve
 from modeling.schedule import learning_rate
 from modeling.shards import ShardReader
 from modeling.template import DEFAULT_SYSTEM
@@ -51,10 +50,6 @@ class Trainer:
         torch.set_num_threads(max(1, int(params.resources.cpus)))
         if params.decoders:
             warm_up()  # while the model is built
-        if not start:
-            for part, path in given(io.model).items():
-                if part != "tokenizer":
-                    planned_folder(path, io.model.endpoint_url, io.digests.get(part))
         resolved = resolve(io.model, weights=not start)
         self.tile_size = resolved.tile_size
         if start:

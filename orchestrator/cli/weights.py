@@ -3,6 +3,7 @@
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 from modeling.errors import UserError
 
@@ -10,7 +11,7 @@ from modeling.errors import UserError
 def import_(options: argparse.Namespace) -> int:
     """options: source, or vision and language; output, tokenizer, image_token_id, seed."""
     from modeling.presets import resolve
-    from modeling.weights import open_source, write, write_parts
+    from modeling.weights import write, write_parts
     from stages.params import ModelParams
 
     output, parts = Path(options.output), (options.vision, options.language)
@@ -20,7 +21,7 @@ def import_(options: argparse.Namespace) -> int:
             remedy="stageline import FOLDER --output DIR, or stageline import --vision VIT --language LLM --output DIR",
         )
     if options.source:
-        source = open_source(options.source, image_token_id=options.image_token_id, tokenizer=options.tokenizer)
+        source = _opened(options)
         _warn(options.source, source.notes)
         parameters, what = write(source, output, "hf"), f"{source.layout} layout"
     else:
@@ -34,14 +35,25 @@ def import_(options: argparse.Namespace) -> int:
 
 def export(options: argparse.Namespace) -> int:
     """options: source, layout, output, image_token_id, tokenizer."""
-    from modeling.weights import open_source
     from stages.export import export_folder
 
-    source = open_source(options.source, image_token_id=options.image_token_id, tokenizer=options.tokenizer)
+    source = _opened(options)
     _warn(options.source, source.notes)
     parameters = export_folder(source, Path(options.output), options.layout)
     print(f"exported {parameters:,} parameters ({options.layout} layout) into {options.output}")
     return 0
+
+
+def _opened(options: argparse.Namespace) -> Any:
+    """The modeling.weights.Source of a local folder, or of one on S3: its endpoint is the environment's."""
+    from modeling.files import is_remote
+    from modeling.remote import model_folder
+    from modeling.weights import open_source
+
+    folder = model_folder(options.source, weights=True)
+    if is_remote(options.source) and not folder.is_dir():
+        raise UserError("there is no such folder", where=options.source, remedy="correct the path or address")
+    return open_source(folder, image_token_id=options.image_token_id, tokenizer=options.tokenizer)
 
 
 def _warn(where: str, notes: tuple[str, ...]) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from modeling import files
+from modeling.remote import address
 from stages.evaluate import figures, pools, score, voting
 from stages.evaluate.questions import Asked, checkpoints
 from stages.evaluate.statistics import compare
@@ -231,7 +232,7 @@ def _forms(answers: Sequence[Any], values: dict[str, list[tuple[str | None, floa
 
 def _stored(io: StageIO, model: Any) -> tuple[str, str | None]:
     """Where the weights of a checkpoint lie, and the endpoint of that store."""
-    return (str(model.open()), None) if checkpoints(io) else (io.model.folder, io.model.endpoint_url)
+    return (str(model.open()), None) if checkpoints(io) else (address(io.model.folder), io.model.endpoint_url)
 
 
 def _parameters(folder: str, endpoint: str | None) -> dict[str, int]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-from modeling.digests import planned_folder, weights_digest
+from modeling.digests import weights_digest
 from modeling.remote import model_folder
 from stages.evaluate import results
 from stages.evaluate.generations import Model, Part
@@ -103,7 +103,7 @@ def _models(io: StageIO) -> list[Model]:
     folder = model_folder(io.model.folder, io.model.endpoint_url)
     digest = weights_digest(folder)
     assert digest is not None, "planning refuses a folder without weights"
-    lent = partial(planned_folder, io.model.folder, io.model.endpoint_url, digest)  # on each worker's own machine
+    lent = partial(model_folder, io.model.folder, io.model.endpoint_url, weights=True)  # on each worker's own machine
     return [Model(folder.name, digest, lent)]
 
 

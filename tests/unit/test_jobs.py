@@ -165,6 +165,21 @@ def test_a_quiet_log_whose_connection_breaks_every_two_minutes_is_followed(capsy
     assert capsys.readouterr().out == "done\n" and breaks == statuses == []
 
 
+def test_a_log_of_a_job_that_ended_elsewhere_is_not_followed_for_ever(monkeypatch):
+    """Its node is gone: each try takes long to fail."""
+    clock = iter(range(0, 10_000, 40))
+    monkeypatch.setattr(module.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(module.time, "monotonic", lambda: float(next(clock)))
+
+    async def tail(job):
+        raise RuntimeError("WebSocket connection closed unexpectedly")
+        yield
+
+    client = SimpleNamespace(tail_job_logs=tail, get_job_status=lambda job: SimpleNamespace(value="FAILED"))
+    with pytest.raises(UserError, match="WebSocket connection closed"):
+        jobs_with(client).follow("x-1")
+
+
 def test_a_log_that_stays_out_of_reach_is_given_up(monkeypatch):
     clock = iter(range(0, 10_000, 40))
     monkeypatch.setattr(module.time, "sleep", lambda seconds: None)

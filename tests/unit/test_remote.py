@@ -4,6 +4,7 @@ import errno
 import fcntl
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,16 +13,17 @@ import pytest
 from s3_service import ENVIRONMENT, Proxy, moto, s3_store
 
 from modeling import disk, files, remote
-from modeling.digests import planned_folder, tokenizer_digest, weights_digest
+from modeling.digests import tokenizer_digest, weights_digest
 from modeling.errors import UserError
 from modeling.internvl import save_model, start_from
-from modeling.presets import folders, resolve, sizes
+from modeling.presets import as_planned, folders, resolve, sizes
 from modeling.remote import model_folder, recorded
 from orchestrator.cli.main import main
 from orchestrator.portable import local_paths
 from orchestrator.spec import load_spec
 from stages.evaluate.results import _parameters
-from stages.params import ModelParams
+from stages.params import ModelParams, PrepareParams
+from stages.prepare.measure import build_measure
 
 YAML = """
 name: remote
@@ -154,15 +156,65 @@ def test_a_full_disk_is_told_as_one(store, local, monkeypatch):
         model_folder(url, moto())
 
 
-def test_the_worker_refuses_another_model_than_was_planned(store, local):
-    url = upload(store, local)
-    planned = weights_digest(model_folder(url, moto()))
-    assert weights_digest(planned_folder(url, moto(), planned)) == planned
-    (local / "config.json").write_text((local / "config.json").read_text() + " ")
-    upload(store, local)
+@pytest.mark.parametrize("change", ["config.json", "tokenizer.json", "removed"])
+def test_workers_refuse_another_model_than_was_planned(store, local, change):
+    planned = as_planned(ModelParams(folder=upload(store, local), endpoint_url=moto()))
+    assert resolve(planned).whole == resolve(planned, weights=True).whole
+    if change == "removed":
+        for name in [path.name for path in local.iterdir()]:
+            store.delete(f"models/micro/{name}")
+    else:
+        (local / change).write_text((local / change).read_text() + " ")
+        upload(store, local)
     forget()
-    with pytest.raises(UserError, match="was changed after the run was planned"):
-        planned_folder(url, moto(), planned)
+    with pytest.raises(UserError, match="micro: it was changed, or removed, after the run was planned"):
+        resolve(planned)
+    build_measure.cache_clear()
+    with pytest.raises(UserError, match="after the run was planned"):
+        build_measure(planned, PrepareParams(data="mix"), None)
+
+
+def test_what_is_planned_names_local_folders_as_they_are(local):
+    for params in (ModelParams(folder=str(local)), ModelParams(vision="micro-vit", language="micro-qwen2")):
+        assert as_planned(params) == params
+
+
+def test_a_file_that_became_shorter_while_it_was_read(store, local, monkeypatch):
+    monkeypatch.setattr(remote, "PIECE", 50_000)
+    url = upload(store, local)
+    model_folder(url, moto())
+    (local / "model.safetensors").write_bytes(b"short")
+    upload(store, local)
+    with pytest.raises(UserError, match="it was changed, or removed, while it was read"):
+        model_folder(url, moto(), weights=True)
+
+
+def test_a_copy_of_a_copy_is_known_by_its_content(store, local, tmp_path):
+    folder = model_folder(upload(store, local), moto(), weights=True)
+    shutil.copytree(folder, tmp_path / "mine")
+    assert recorded(folder) and recorded(tmp_path / "mine") is None
+    before = weights_digest(tmp_path / "mine")
+    (tmp_path / "mine" / "config.json").write_text("{}")
+    assert weights_digest(tmp_path / "mine") != before
+
+
+def test_a_damaged_record_is_written_again(store, local):
+    url = upload(store, local)
+    folder = model_folder(url, moto())
+    want = recorded(folder)
+    (folder / remote.LISTING).write_text("")
+    assert recorded(folder) is None
+    forget()
+    assert recorded(model_folder(url, moto())) == want
+
+
+def test_import_takes_an_address(store, local, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", moto())
+    url = upload(store, local)
+    assert main(["import", url, "--output", str(tmp_path / "out")]) == 0
+    assert weights_digest(tmp_path / "out")
+    assert main(["import", url + "-not", "--output", str(tmp_path / "other")]) == 2
+    assert f"{url}-not: there is no such folder" in capsys.readouterr().err
 
 
 def test_ways_to_write_the_address(store, local, tmp_path):
