@@ -31,8 +31,9 @@ from orchestrator.gc import collect
 from orchestrator.ledger import Ledger
 from orchestrator.plan import stage_prefix
 from orchestrator.store import Missing
-from stages.params import Resources
+from stages.params import ModelParams, Resources
 
+MODEL = ModelParams(vision="micro-vit", language="micro-qwen2")
 IDENTITY = {"kind": "train", "version": 1, "params": {"steps": STEPS}}
 P = stage_prefix("train", fingerprint(IDENTITY))
 BEAT_S, TIMEOUT_S, HASTY_S = 3.0, 12.0, 1.0
@@ -58,7 +59,7 @@ class World(Kernel):
         stage = SimpleNamespace(name="mlp", kind=kind, kind_name="mlp", params=params)
         self.job: Any = SimpleNamespace(
             experiment=SimpleNamespace(
-                name="x", model_of=lambda stage: None, data={}, sets={}, stages={"mlp": stage}
+                name="x", model_of=lambda stage: MODEL, data={}, sets={}, stages={"mlp": stage}
             ),
             stage=stage, identity=IDENTITY, fingerprint=fingerprint(IDENTITY), prefix=P, parents={},
         )  # fmt: skip
