@@ -34,8 +34,8 @@ Listing = Mapping[str, tuple[int, str]]
 def model_folder(path: str, endpoint: str | None = None, weights: bool = False) -> Path:
     """The local folder of a model: itself, or a copy that stays until this process ends.
 
-    It is not there where the remote one has no files. Raises UserError where that may not be read or does not fit on
-    the disk, files.Unavailable where the store gives no answer.
+    It is not there where the remote one has no files. Raises UserError where that may not be read, does not fit on the
+    disk, or is in another state than `path` names (`as_planned`); files.Unavailable where the store gives no answer.
     """
     if not files.is_remote(path):
         return Path(path)
@@ -92,8 +92,8 @@ def _listing(path: str, endpoint: str | None) -> Listing:
             found = files.states(path, endpoint, deep=False)
     except FileNotFoundError:  # no such bucket
         return {}
-    names = {address.removeprefix(f"{path}/"): state for address, state in sorted(found.items())}
-    return {name: state for name, state in names.items() if name.endswith(FETCHED) and name[0] != "."}
+    names = {one.removeprefix(f"{path}/"): its for one, its in sorted(found.items())}
+    return {name: its for name, its in names.items() if name.endswith(FETCHED) and name[0] != "."}
 
 
 @cache
@@ -142,7 +142,9 @@ def _fetch(address: str, endpoint: str | None, path: Path, listing: Listing) -> 
             os.fsync(file.fileno())
     except FileNotFoundError as error:
         raise changed from error
-    if files.state(address, endpoint) != tuple(listing[path.name]):
+    with _told(address):
+        now = files.state(address, endpoint)
+    if now != tuple(listing[path.name]):
         raise changed
     os.replace(part, path)
 

@@ -296,7 +296,7 @@ class Driver:
         print(f"-> {self.process.returncode}\n{self.output}")
         return self.process.returncode
 
-    def assert_no_orphans(self, within_s: float = 60.0, but: tuple[str, ...] = ()) -> None:
+    def assert_no_orphans(self, within_s: float = 20.0, but: tuple[str, ...] = ()) -> None:
         until = time.monotonic() + within_s
         while left := [f"{name} {child.pid}" for child, name in self._seen.items() if name not in but and runs(child)]:
             assert time.monotonic() < until, f"orphans: {left}"

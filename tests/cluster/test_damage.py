@@ -18,9 +18,10 @@ def test_damage_of_every_kind_at_once(before_finetune, longer, start):
         assert driver.process.poll() is None and time.monotonic() < until, driver.output
         time.sleep(0.02)
     driver.kill()
-    checkpoints = before_finetune.state("full_finetune").checkpoints[:5]  # an older one may not be retired yet
+    kept = before_finetune.state("full_finetune").checkpoints
+    assert len(kept) in (5, 6), "one that is older, where it was killed before it could be retired"
+    checkpoints = kept[:5]
     steps = [checkpoint.step for checkpoint in checkpoints]
-    assert len(steps) == 5
     cut, missing, flipped, _good, deleted = ((before_finetune.storage / c.manifest).parent for c in checkpoints)
     manifest = cut / "manifest.json"
     manifest.write_bytes(manifest.read_bytes()[:-40])

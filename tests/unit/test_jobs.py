@@ -165,8 +165,9 @@ def test_a_quiet_log_whose_connection_breaks_every_two_minutes_is_followed(capsy
     assert capsys.readouterr().out == "done\n" and breaks == statuses == []
 
 
-def test_a_log_of_a_job_that_ended_elsewhere_is_not_followed_for_ever(monkeypatch):
-    """Its node is gone: each try takes long to fail."""
+@pytest.mark.parametrize("status", ["FAILED", ConnectionError("nobody there")])
+def test_a_log_that_stays_out_of_reach_is_given_up(monkeypatch, status):
+    """Also where each try takes long to fail: the job has ended and its node is gone, or nobody answers."""
     clock = iter(range(0, 10_000, 40))
     monkeypatch.setattr(module.time, "sleep", lambda seconds: None)
     monkeypatch.setattr(module.time, "monotonic", lambda: float(next(clock)))
@@ -175,25 +176,13 @@ def test_a_log_of_a_job_that_ended_elsewhere_is_not_followed_for_ever(monkeypatc
         raise RuntimeError("WebSocket connection closed unexpectedly")
         yield
 
-    client = SimpleNamespace(tail_job_logs=tail, get_job_status=lambda job: SimpleNamespace(value="FAILED"))
-    with pytest.raises(UserError, match="WebSocket connection closed"):
-        jobs_with(client).follow("x-1")
-
-
-def test_a_log_that_stays_out_of_reach_is_given_up(monkeypatch):
-    clock = iter(range(0, 10_000, 40))
-    monkeypatch.setattr(module.time, "sleep", lambda seconds: None)
-    monkeypatch.setattr(module.time, "monotonic", lambda: float(next(clock)))
-
-    async def tail(job):
-        raise RuntimeError("WebSocket connection closed unexpectedly")
-        yield
-
-    def status(job):
-        raise ConnectionError("nobody there")
+    def asked(job):
+        if isinstance(status, Exception):
+            raise status
+        return SimpleNamespace(value=status)
 
     with pytest.raises(UserError, match="WebSocket connection closed"):
-        jobs_with(SimpleNamespace(tail_job_logs=tail, get_job_status=status)).follow("x-1")
+        jobs_with(SimpleNamespace(tail_job_logs=tail, get_job_status=asked)).follow("x-1")
 
 
 def test_a_running_experiment_is_found_by_name_and_storage():

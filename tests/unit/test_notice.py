@@ -403,4 +403,4 @@ def test_in_no_cloud_sigterm_alone_announces_and_a_lost_node_lets_the_agent_go(m
     handlers[0](15, None)
     monkeypatch.setattr(agent_module, "RETRY_S", 0.01)
     assert agent_module._watch(Agent(source, drain), source, poll=0.01) == 0
-    assert len(drained) == 2 and 30 < drained[0][0] <= 60 and drained[0][1] == "SIGTERM: the pod is being ended"
+    assert len(drained) == 2 and 55 < drained[0][0] <= 60 and drained[0][1] == "SIGTERM: the pod is being ended"

@@ -52,7 +52,7 @@ def test_no_weight_changes_before_the_snapshot_is_taken(saver, weights, monkeypa
     assert saver.start(3, {}, 1.0) < 5, "it does not wait for the copy"
     threading.Timer(1.0, go.set).start()
     stall = saver.settle()
-    assert stall > 0.1
+    assert 0.1 < stall < 60
     assert saver.settle() == 0.0, "it is taken"
     weights += 1  # the next update
     saver.finish()
