@@ -33,6 +33,8 @@ def others(nodes):
     ray.init(address=nodes.address, log_to_driver=False, logging_level="error")
     actors = [ray.remote(num_cpus=1)(Holder).remote() for _ in range(2)]
     ray.get([actor.there.remote() for actor in actors])
+    taken = Capacity(None)
+    until(lambda: taken.room(Resources()) == 0, "Ray's view of what is free comes some time after the fact")
     yield lambda: [ray.kill(actor) for actor in actors]
     ray.shutdown()
 
@@ -92,8 +94,9 @@ def test_a_growing_cluster_hears_of_a_wish_which_holds_nothing(nodes, others):
     capacity = Capacity(grows)
     assert len([machine for machine in capacity.machines() if not machine.there]) == 2
     with capacity.wish(two, 2, 9):
+        assert capacity.room(two) == 0
         until(lambda: pending() == 3, "the autoscaler sees two at once, and one more for each machine that may come")
-        assert capacity.room(two) == 0 and "the cluster is asked to start more" in capacity.waits(two)
+        assert "the cluster is asked to start more" in capacity.waits(two)
         others()
         until(lambda: capacity.room(two) == 2, "what it was given is free again")
     with capacity.wish(two, 3, 0):
