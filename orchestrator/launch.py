@@ -7,14 +7,11 @@ What Ray returns is only an error to classify; what counts is in the ledger (doc
 
 import logging
 import os
-import socket
 import tempfile
-import threading
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -30,16 +27,14 @@ os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "20")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")
 
 from modeling.errors import UserError
-from orchestrator import warmup
+from orchestrator import raystart, warmup
 from orchestrator.ahead import Ahead
 from orchestrator.checkpoints import token_name
 from orchestrator.courier import Notice
 from orchestrator.dataflow import stream
 from orchestrator.errors import Fenced, Preempted, StorageTransient, user_error
 from orchestrator.ledger import Ledger
-from orchestrator.observe.links import dashboard_url
 from orchestrator.places import telling
-from orchestrator.raytoken import keep_token
 from orchestrator.redaction import guarded
 from orchestrator.stageio import StoreIO, Task
 from orchestrator.store import open_store
@@ -47,9 +42,6 @@ from stages.kinds import KINDS
 from stages.params import Resources
 
 NO_DEADLINE_S = 60.0  # a drain that names no deadline: it waits for the work to end
-# what an idle worker imports of ray before it is asked for anything; it touches no accelerator
-PRELOADED = "orchestrator.launch,ray.train.torch,ray.train.v2._internal.execution.controller.controller,ray.util.state"
-STARTS = 3  # of a Ray of our own
 OVER_LOOK_S = 0.05  # between two looks whether a worker group is over
 LATE_S = 5.0  # for the last fit() to end when Ray is stopped
 
@@ -58,70 +50,9 @@ log = logging.getLogger(__name__)
 _fits: list[Future[None]] = []  # of this process
 
 
-def start_ray(address: str | None) -> None:
-    """Connect to `address`, or start a Ray of our own on loopback.
-
-    Where all its nodes are on this machine, worker processes come from a fork server of this driver (warmup.py).
-    """
-    if not address:  # else its servers listen on all interfaces; read when Ray is imported
-        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
-    import ray
-
-    if not ray.is_initialized():
-        common: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
-        if address:
-            _connect(address, **common)
-            if {node["NodeManagerHostname"] for node in ray.nodes()} == {socket.gethostname()}:
-                ray.shutdown()  # a job's runtime environment is given when it connects
-                ray.init(address=address, runtime_env=warmup.start(), **common)
-        else:
-            os.environ.setdefault("RAY_preload_python_modules", PRELOADED)
-            os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "8")  # not one per core: see ahead.py
-            environment = warmup.start()  # imports while Ray starts
-            keep_token()
-            local: dict[str, Any] = {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
-            _start(lambda: ray.init(address="local", runtime_env=environment, **local, **common))
-        if dashboard_url():  # whose API lists Ray Train's runs then: /api/train/v2/runs/v1
-            os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "1")
-        threading.Thread(target=import_module, args=("ray.train.torch",), daemon=True).start()  # 3 s that _fit needs
-
-
-def _start(init: Callable[[], Any]) -> None:
-    """On a busy machine Ray's own processes may take longer than the 30 s that it gives them: then once more."""
-    import ray
-
-    for left in reversed(range(STARTS)):
-        try:
-            init()
-            return
-        except Exception as error:
-            if not left or "timed out during startup" not in str(error):
-                raise
-            log.warning("Ray did not start within its time; the machine is busy: trying again")
-            ray.shutdown()
-
-
-def _connect(address: str, **common: Any) -> None:
-    import ray
-
-    from cluster.gcs import reachable
-
-    host, _, port = address.rpartition(":")
-    remedy = "start the cluster (ray start --head), or correct the address"
-    if host and "//" not in host and port.isdigit() and not reachable(host, int(port)):
-        raise UserError(f"nobody listens at {address}", where="--address", remedy=remedy)
-    try:
-        ray.init(address=address, **common)
-    except ConnectionError as error:
-        raise UserError(f"no Ray cluster at {address}: {error}", where="--address", remedy=remedy) from error
-
-
 def stop_ray() -> None:
-    import ray
-
     wait(_fits, LATE_S)
-    ray.shutdown()
-    warmup.stop()
+    raystart.end()
 
 
 def run_attempt(task: Task, stopping: Callable[[], bool] = lambda: False) -> None:

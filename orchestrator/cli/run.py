@@ -31,6 +31,7 @@ from orchestrator.tracking.follow import Tracking
 from stages.evaluate import figures
 
 UNKNOWN = ("unknown", "blocked")
+INTERRUPTED = "stageline: interrupted; run again to go on from the last checkpoints"
 STOPPED_S = 60.0  # for a job to be stopped by whoever asked it to
 LEAVE_S = 600.0  # after which a stage that has not stopped is left behind; a second signal leaves at once
 
@@ -92,9 +93,10 @@ def _run_rest(
     from orchestrator.capacity import Capacity
     from orchestrator.driver import Job, run_stage
     from orchestrator.errors import StorageTransient
-    from orchestrator.launch import run_attempt, start_ray, stop_ray
+    from orchestrator.launch import run_attempt, stop_ray
     from orchestrator.observe.links import links
     from orchestrator.observe.meters import Meters
+    from orchestrator.raystart import abandon, start_ray
     from orchestrator.scheduler import run_all
 
     on_gpus = [n for n, s in experiment.stages.items() if n not in done and s.kind.trains and s.params.resources.gpus]
@@ -106,7 +108,10 @@ def _run_rest(
     stop.in_s = options.grace
 
     def on_signal(number, _frame):
-        if leaving.is_set() or not running.is_set():
+        if not running.is_set():
+            os.write(2, f"\n{INTERRUPTED}\n".encode())
+            abandon()
+        if leaving.is_set():
             raise KeyboardInterrupt
         leaving.set()
         if not stop.is_set():  # by a request through storage
@@ -131,7 +136,7 @@ def _run_rest(
     try:
         address = options.address or os.environ.get("RAY_ADDRESS")
         start_ray(address)
-        take_signals()  # Ray has set some that shut down under the stages' feet
+        take_signals()  # again: Ray's own, in C++, ends the process three seconds after a SIGTERM
         watch = Watch(store, {name: item.prefix for name, item in by_name.items()}, console)
         capacity = Capacity(experiment.cluster if address else None)
         told: dict[str, str] = {}
@@ -183,11 +188,11 @@ def _run_rest(
             note.stopped()
             time.sleep(STOPPED_S)  # whoever asked has Ray stop the job, which then counts as stopped, not as failed
         raise KeyboardInterrupt
-    except (KeyboardInterrupt, SystemExit):  # the second from Ray's own SIGTERM handler, while it starts
+    except KeyboardInterrupt:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         stop.set()
-        print("\nstageline: interrupted; run again to go on from the last checkpoints", file=sys.stderr, flush=True)
+        print(f"\n{INTERRUPTED}", file=sys.stderr, flush=True)
         tracking.close()
         stop_ray()
         os._exit(130)  # the threads of the stages wait for workers that are gone

@@ -100,18 +100,18 @@ def test_ray_takes_it(home):
 def test_a_local_ray_starts_after_it(home, monkeypatch):
     import ray
 
-    from orchestrator import launch
+    from orchestrator import raystart
 
     seen = []
-    monkeypatch.setattr(launch.warmup, "start", dict)
-    monkeypatch.setattr(launch, "dashboard_url", lambda: None)
-    monkeypatch.setattr(launch, "import_module", lambda name: None)
+    monkeypatch.setattr(raystart.warmup, "start", dict)
+    monkeypatch.setattr(raystart, "dashboard_url", lambda: None)
+    monkeypatch.setattr(raystart, "import_module", lambda name: None)
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", lambda **_: seen.append(mode(home / "auth_token")))
     for name in ("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "RAY_preload_python_modules",
                  "RAY_worker_maximum_startup_concurrency"):  # fmt: skip
         monkeypatch.setenv(name, "0")
-    launch.start_ray(None)
+    raystart.start_ray(None)
     assert seen == [0o600]
 
 
