@@ -14,6 +14,5 @@ COPY --chown=ray:users cluster cluster
 RUN pip install --no-cache-dir -c constraints.txt setuptools wheel packaging ninja py-cpuinfo psutil numpy pydantic \
  && pip install --no-cache-dir -c constraints.txt torch \
  && DS_BUILD_OPS=0 pip install --no-cache-dir -c constraints.txt --no-build-isolation deepspeed \
- && pip install --no-cache-dir -c constraints.txt --no-build-isolation ".[tracking]" \
- && python -m modeling.warm
+ && pip install --no-cache-dir -c constraints.txt --no-build-isolation ".[tracking]"
 WORKDIR /home/ray

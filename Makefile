@@ -9,9 +9,9 @@ STAMP := $(VENV)/.installed
 
 install: $(STAMP)
 
-# DeepSpeed is built without isolation, so that it sees the torch that is installed and pulls no other; its CPU
-# communication op is compiled once here (a minute), not in the first training stage. The demo's page comes without its
-# dependencies (orchestrator/demo/requirements.txt says why); playwright drives a Chromium of the system, if there is one.
+# DeepSpeed is built without isolation, so that it sees the torch that is installed and pulls no other. The demo's page
+# comes without its dependencies (orchestrator/demo/requirements.txt says why); playwright drives a Chromium of the
+# system, if there is one.
 $(STAMP): pyproject.toml constraints.txt orchestrator/demo/requirements.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q -c constraints.txt pip setuptools wheel packaging ninja py-cpuinfo psutil numpy pydantic
@@ -19,7 +19,6 @@ $(STAMP): pyproject.toml constraints.txt orchestrator/demo/requirements.txt
 	DS_BUILD_OPS=0 $(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation deepspeed
 	$(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation -e ".[dev,docs,quickstart]"
 	$(BIN)/python -m pip install -q --no-deps -r orchestrator/demo/requirements.txt playwright==1.65.2
-	$(BIN)/python -m modeling.warm
 	touch $@
 
 quickstart: install

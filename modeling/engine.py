@@ -12,7 +12,6 @@ import json
 import logging
 import math
 import os
-import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,9 +23,6 @@ from torch import Tensor, nn
 from modeling.checkpoint import Fragment
 from modeling.errors import UserError
 
-# torch compiles DeepSpeed's op, and checks it at every start, with the first `ninja` on the path. Always this
-# environment's own: another version would take the build for stale and compile for a minute inside the first stage.
-os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
 # read by DeepSpeed when it is imported
 os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
 
@@ -64,18 +60,6 @@ def deepspeed_config(setting: int | Path, precision: str) -> dict[str, Any]:
     return config
 
 
-def build_ops() -> str:
-    """Compile (once, then cached) the op that DeepSpeed's first initialize on CPU needs; what was done, in words."""
-    from deepspeed.accelerator import get_accelerator
-
-    accelerator: Any = get_accelerator()
-    builder = accelerator.create_op_builder("ShareMemCommBuilder")
-    if builder is None or not builder.is_compatible():
-        return "no shared-memory op on this platform, gloo serves"
-    builder.load(verbose=False)
-    return f"{builder.name} is built"
-
-
 class Engine:
     """Trains the parameters of `module` that require a gradient, on the default process group.
 
@@ -87,10 +71,14 @@ class Engine:
         accumulation: int, weight_decay: float, betas: tuple[float, float], eps: float, max_grad_norm: float,
     ):  # fmt: skip
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-        import deepspeed
+        import deepspeed.ops
         from deepspeed.runtime.config import DeepSpeedConfigError
         from pydantic import ValidationError
 
+        # No op counts as compatible, so none is compiled. On a CPU that would be one for the all-reduce of inference,
+        # behind a lock file that a killed worker leaves, for which every later one on its machine waits for ever.
+        ops: Any = deepspeed.ops
+        ops.__compatible_ops__ = {}
         self.world, self.accumulation, self.max_grad_norm = dist.get_world_size(), accumulation, max_grad_norm
         self.parameters = [p for p in module.parameters() if p.requires_grad]
         self.names = names

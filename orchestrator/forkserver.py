@@ -29,6 +29,7 @@ import socket
 import sys
 import threading
 import traceback
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 REQUEST_S = 10.0  # for a client to send its request once it was greeted
@@ -53,7 +54,7 @@ class Server:
         self.listener = socket.socket(socket.AF_UNIX)
         self.listener.bind(f"{folder}/socket")
         self.listener.listen(128)  # who comes now waits until all is imported
-        preload()
+        preload(self.end_with_driver)
         after = dict(os.environ)
         self.changed = {k: after.get(k) for k in {*self.before, *after} if self.before.get(k) != after.get(k)}
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps the children
@@ -62,9 +63,8 @@ class Server:
         """Serves until standard input ends. Returns only in a child: its request and open files."""
         while True:
             ready, _, _ = select.select([self.listener, 0], [], [])
-            if 0 in ready:  # nobody writes there: the driver is gone
-                shutil.rmtree(self.folder, ignore_errors=True)
-                os._exit(0)
+            if 0 in ready:
+                self.end_with_driver()
             connection, _ = self.listener.accept()
             with connection:
                 files: list[int] = []
@@ -82,6 +82,12 @@ class Server:
                 for file in files:
                     os.close(file)
 
+    def end_with_driver(self) -> None:
+        """Ends this process where standard input has ended: nobody writes there, so the driver is gone."""
+        if select.select([0], [], [], 0)[0]:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            os._exit(0)
+
     def fits(self, env: dict[str, str]) -> bool:
         """Whether the imports would have met the same environment in this process, or what they make of it: who
         started Ray may have imported the same."""
@@ -95,18 +101,17 @@ class Server:
         return request | {"env": env}
 
 
-def preload() -> None:
-    """Import all that can be shared."""
+def preload(between: Callable[[], None]) -> None:
+    """Import all that can be shared; `between` is called after each."""
     for module in SHARED:
         importlib.import_module(module)
+        between()
     import torch
 
     if not torch.cuda.is_available():  # asks NVML (warmup.py), so that CUDA stays untouched
         for module in CHOOSING:
             importlib.import_module(module)
-        from modeling.engine import build_ops
-
-        build_ops()  # loaded once here, not checked by ninja in every worker
+            between()
     assert "ray" not in sys.modules and not torch.cuda.is_initialized()
     gc.collect()
     gc.freeze()  # a child's collector writes into no page that it shares

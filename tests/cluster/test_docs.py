@@ -40,7 +40,6 @@ def clone():
         (folder / "stageline").mkdir()
         shutil.copytree(ROOT / "experiments", folder / "stageline" / "experiments")
         (folder / "stageline" / ".venv").symlink_to(sys.prefix)
-    (folder / ".cache").symlink_to(Path.home() / ".cache")  # what DeepSpeed has compiled
     yield folder
     while started := started_from(folder):  # one that is killed may have started another
         for process in started:

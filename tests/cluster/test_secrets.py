@@ -157,7 +157,6 @@ class Planted:
             "PLANTED_NAMES": json.dumps(list(PLANTED)), "PLANTED_OFF": "" if redacted else "1",
             "PYTHONPATH": f"{self.code}:{os.environ.get('PYTHONPATH', '')}", "HOME": str(folder / "home"),
             "TMPDIR": str(folder / "tmp"), "RAY_TMPDIR": str(self.short), "RAY_AUTH_MODE": "token",
-            "TORCH_EXTENSIONS_DIR": os.environ.get("TORCH_EXTENSIONS_DIR", f"{Path.home()}/.cache/torch_extensions"),
             "DATABASE_URL": f"postgres://me:{IN_AN_ADDRESS}@db/x", "STAGELINE_CACHE": str(folder / "cache"),
         }  # fmt: skip
         self.folders = [self.experiment.folder, folder / "home", folder / "tmp", folder / "cache", self.short]

@@ -35,6 +35,8 @@ def ranks(world: int, folder: Path) -> dict:
         port = free.getsockname()[1]
     script = [sys.executable, str(Path(__file__).with_name("engine_ranks.py")), str(folder)]
     rendezvous = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    built = folder / "built"
+    rendezvous |= {"TORCH_EXTENSIONS_DIR": str(built)}
     logs = [folder / f"{world}-{rank}.log" for rank in range(world)]  # a pipe that nobody empties would stop a rank
     group = []
     for rank, log in enumerate(logs):
@@ -47,6 +49,7 @@ def ranks(world: int, folder: Path) -> dict:
         for process in group:
             process.kill()
     assert codes == [0] * world, "\n".join(log.read_text() for log in logs)
+    assert not built.exists(), "an op was compiled; a rank that is killed meanwhile leaves a lock which all wait for"
     return json.loads((folder / f"{world}.json").read_text())
 
 

@@ -19,7 +19,7 @@ CLIENT = Path(orchestrator.forkserver.__file__).with_name("forkclient.py")
 SERVER = """
 import os, sys
 import orchestrator.forkserver as forkserver
-forkserver.preload = lambda: os.environ.update(PATH="/first:" + os.environ["PATH"], CHOSEN="cpu")
+forkserver.preload = lambda between: os.environ.update(PATH="/first:" + os.environ["PATH"], CHOSEN="cpu")
 forkserver.reseed = lambda: None
 forkserver.become(*forkserver.Server(sys.argv[1]).serve())
 """
@@ -101,6 +101,26 @@ def test_it_ends_with_its_driver(served):
     served.process.stdin.close()
     assert served.process.wait(timeout=60) == 0
     assert not served.folder.exists()
+
+
+def test_it_ends_with_its_driver_while_it_still_imports(tmp_path):
+    code = """
+import sys, time
+import orchestrator.forkserver as forkserver
+forkserver.SHARED = ("json",) * 10**6
+forkserver.importlib.import_module = lambda name: time.sleep(0.01)
+forkserver.Server(sys.argv[1])
+"""
+    folder = tmp_path / "server"
+    folder.mkdir()
+    process = subprocess.Popen([sys.executable, "-c", code, str(folder)], stdin=subprocess.PIPE)
+    until = time.monotonic() + 60
+    while not (folder / "socket").exists():
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    assert process.poll() is None and process.stdin
+    process.stdin.close()
+    assert process.wait(timeout=60) == 0 and not folder.exists()
 
 
 LAST = """
