@@ -12,6 +12,7 @@ import json
 import logging
 import math
 import os
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from torch import Tensor, nn
 from modeling.checkpoint import Fragment
 from modeling.errors import UserError
 
+# Ops that a user's JSON asks for are compiled with the first `ninja` on the path: always this environment's own.
+os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
 # read by DeepSpeed when it is imported
 os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
 
@@ -55,6 +58,8 @@ def deepspeed_config(setting: int | Path, precision: str) -> dict[str, Any]:
         config["bf16"] = {"enabled": True}
         config["data_types"] = {"grad_accum_dtype": "fp32"}
         config["communication_data_type"] = "fp32"
+    if zero.get("offload_optimizer"):
+        config["zero_force_ds_cpu_optimizer"] = False  # it is torch's own AdamW, there too
     # reduce in the order of the parameters, after the backward: the same sums in every run
     zero.setdefault("overlap_comm", False)
     return config
@@ -75,8 +80,8 @@ class Engine:
         from deepspeed.runtime.config import DeepSpeedConfigError
         from pydantic import ValidationError
 
-        # No op counts as compatible, so none is compiled. On a CPU that would be one for the all-reduce of inference,
-        # behind a lock file that a killed worker leaves, for which every later one on its machine waits for ever.
+        # No op counts as compatible, so it compiles none by itself (a user's JSON may ask for some). On a CPU that is
+        # one for the all-reduce of inference, under a lock file that a killed worker leaves: then all wait for ever.
         ops: Any = deepspeed.ops
         ops.__compatible_ops__ = {}
         self.world, self.accumulation, self.max_grad_norm = dist.get_world_size(), accumulation, max_grad_norm

@@ -5,9 +5,10 @@ Invariant: nothing that a Ray of our own has started outlives this process, howe
 
 import logging
 import os
+import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from importlib import import_module
 from typing import Any, NoReturn
@@ -46,14 +47,14 @@ def _init(address: str | None) -> None:
             _connect(address, **common)
             if {node["NodeManagerHostname"] for node in ray.nodes()} == {socket.gethostname()}:
                 ray.shutdown()  # a job's runtime environment is given when it connects
-                ray.init(address=address, runtime_env=warmup.start(), **common)
+                _join(address=address, runtime_env=warmup.start(), **common)
         else:
             os.environ.setdefault("RAY_preload_python_modules", PRELOADED)
             os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "8")  # not one per core: see ahead.py
             environment = warmup.start()  # imports while Ray starts
             keep_token()
             local: dict[str, Any] = {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
-            _start(lambda: ray.init(address="local", runtime_env=environment, **local, **common))
+            _start(lambda: _join(address="local", runtime_env=environment, **local, **common))
         if dashboard_url():  # whose API lists Ray Train's runs then: /api/train/v2/runs/v1
             os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "1")
         threading.Thread(target=import_module, args=("ray.train.torch",), daemon=True).start()  # 3 s that _fit needs
@@ -75,8 +76,6 @@ def _start(init: Callable[[], Any]) -> None:
 
 
 def _connect(address: str, **common: Any) -> None:
-    import ray
-
     from cluster.gcs import reachable
 
     host, _, port = address.rpartition(":")
@@ -84,9 +83,17 @@ def _connect(address: str, **common: Any) -> None:
     if host and "//" not in host and port.isdigit() and not reachable(host, int(port)):
         raise UserError(f"nobody listens at {address}", where="--address", remedy=remedy)
     try:
-        ray.init(address=address, **common)
+        _join(address=address, **common)
     except ConnectionError as error:
         raise UserError(f"no Ray cluster at {address}: {error}", where="--address", remedy=remedy) from error
+
+
+def _join(**settings: Any) -> None:
+    import ray
+
+    ours = signal.getsignal(signal.SIGTERM)
+    ray.init(**settings)
+    signal.signal(signal.SIGTERM, ours)  # again: one of Ray's, in C++, ends the process three seconds after a SIGTERM
 
 
 @contextmanager
@@ -112,9 +119,23 @@ def end() -> None:
 
 def abandon() -> NoReturn:
     """Ends this process with 130, and first all that it has started, in the middle of start_ray(): Ray itself would
-    leave agents behind, which miss their raylet a minute late. For a signal handler: nothing is raised."""
-    warmup.stop()
-    for process in psutil.Process().children(recursive=True):
+    leave agents behind, which miss their raylet a minute late. For a signal handler: it raises nothing, takes no lock,
+    and is not entered again."""
+    try:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)
+        signal.alarm(0)  # of the handler in C++
+        below: set[psutil.Process] = set()
+        while more := set(psutil.Process().children(recursive=True)) - below:
+            _each(more, psutil.Process.suspend)  # so that none starts another, which nobody would find
+            below |= more
+        _each(below, psutil.Process.kill)
+        warmup.forget()
+    finally:
+        os._exit(130)
+
+
+def _each(processes: Iterable[psutil.Process], act: Callable[[psutil.Process], None]) -> None:
+    for process in processes:
         with suppress(psutil.NoSuchProcess):
-            process.kill()
-    os._exit(130)
+            act(process)

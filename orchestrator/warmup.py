@@ -9,6 +9,7 @@ STAGELINE_FORK_SERVER=0, the same processes start as plain Python. It serves the
 import logging
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -43,11 +44,18 @@ def stop() -> None:
         _server = None
 
 
+def forget() -> None:
+    """Where its process was killed: what it leaves on the disk. Takes no lock and raises nothing."""
+    if _server:
+        shutil.rmtree(_server.folder, ignore_errors=True)
+
+
 class ForkServer:
     """A running fork server; it imports for some seconds, and ends with this process however that ends."""
 
     def __init__(self):
         self._folder = tempfile.TemporaryDirectory(prefix="stageline-fork-")  # 0700: nobody else may connect
+        self.folder = self._folder.name
         self._socket, self._log = Path(self._folder.name) / "socket", Path(self._folder.name) / "log"
         # what cold workers get from Ray, for one CPU; a stage sets its own number of threads
         env = {"OMP_NUM_THREADS": "1", **os.environ, "PYTORCH_NVML_BASED_CUDA_CHECK": "1", "TORCH_WARM_POOL": "0"}

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 import traceback
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -109,7 +110,7 @@ def _run_rest(
 
     def on_signal(number, _frame):
         if not running.is_set():
-            os.write(2, f"\n{INTERRUPTED}\n".encode())
+            tell(INTERRUPTED)
             abandon()
         if leaving.is_set():
             raise KeyboardInterrupt
@@ -117,8 +118,12 @@ def _run_rest(
         if not stop.is_set():  # by a request through storage
             stop.reason = f"the driver got {signal.Signals(number).name}"
             stop.set()
-        os.write(2, b"\nstageline: the running stages save and stop; again to leave at once\n")
+        tell("stageline: the running stages save and stop; again to leave at once")
         leave_in(options.grace + LEAVE_S)
+
+    def tell(message: str) -> None:
+        with suppress(OSError):  # the terminal is gone
+            os.write(2, f"\n{message}\n".encode())
 
     def leave_in(seconds: float) -> None:
         def leave() -> None:
@@ -136,7 +141,6 @@ def _run_rest(
     try:
         address = options.address or os.environ.get("RAY_ADDRESS")
         start_ray(address)
-        take_signals()  # again: Ray's own, in C++, ends the process three seconds after a SIGTERM
         watch = Watch(store, {name: item.prefix for name, item in by_name.items()}, console)
         capacity = Capacity(experiment.cluster if address else None)
         told: dict[str, str] = {}

@@ -233,6 +233,10 @@ class Driver:
                     self._seen[child] = child.name()
         return [child for child in self._seen if runs(child)]
 
+    def names(self) -> list[str]:
+        """Of those."""
+        return list(self._seen.values())
+
     def workers(self) -> list[psutil.Process]:
         """The processes that train."""
         return [child for child in self.descendants() if self._seen[child].startswith("ray::RayTrainWorker")]

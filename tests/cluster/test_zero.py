@@ -28,6 +28,14 @@ def test_the_command_gives_the_losses_of_zero_1(zero, before_finetune, undisturb
     np.testing.assert_allclose(before_finetune.losses()[:FIRST], undisturbed.losses()[:FIRST], rtol=1e-5)
 
 
+def test_an_optimizer_offloaded_by_json_gives_the_losses_of_zero_1(before_finetune, undisturbed):
+    config = before_finetune.folder / "zero.json"
+    config.write_text(json.dumps({"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}}))
+    before_finetune.run(f"stages.full_finetune.deepspeed={config}")
+    assert before_finetune.state("full_finetune").completed["summary"]["zero"] == 2
+    np.testing.assert_allclose(before_finetune.losses()[:FIRST], undisturbed.losses()[:FIRST], rtol=1e-5)
+
+
 def ranks(world: int, folder: Path) -> dict:
     """Run engine_ranks.py in `world` processes; what it found."""
     with socket.socket() as free:

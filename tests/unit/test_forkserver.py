@@ -114,13 +114,17 @@ forkserver.Server(sys.argv[1])
     folder = tmp_path / "server"
     folder.mkdir()
     process = subprocess.Popen([sys.executable, "-c", code, str(folder)], stdin=subprocess.PIPE)
-    until = time.monotonic() + 60
-    while not (folder / "socket").exists():
-        assert time.monotonic() < until
-        time.sleep(0.01)
-    assert process.poll() is None and process.stdin
-    process.stdin.close()
-    assert process.wait(timeout=60) == 0 and not folder.exists()
+    try:
+        until = time.monotonic() + 60
+        while not (folder / "socket").exists():
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        assert process.poll() is None and process.stdin
+        process.stdin.close()
+        assert process.wait(timeout=60) == 0 and not folder.exists()
+    finally:
+        process.kill()
+        process.wait()
 
 
 LAST = """
